@@ -1,0 +1,235 @@
+#include "cluster/expert_pool.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "common/logging.h"
+
+namespace troupe {
+
+// One peer and what is known of it. The fields are guarded by the pool's mu_.
+class ExpertPool::PoolMember final : public ExpertPeer::Listener {
+ public:
+  PoolMember(ExpertPool* owner, size_t i, Member member)
+      : pool(owner),
+        index(i),
+        address(std::move(member.address)),
+        peer(std::move(member.peer)) {}
+
+  void OnDescription(const v1::ExpertDescription& told) override {
+    absl::MutexLock lock(&pool->mu_);
+    description = told;
+    connected = true;
+    backoff = milliseconds(0);
+    last_error.clear();
+    spdlog::info("expert process {} ({}): {}", told.name(), address,
+                 v1::ServingState_Name(told.state()));
+    free_rows = told.queue_capacity_rows();
+    pool->Rebuild();
+  }
+
+  void OnLost(const absl::Status& status) override {
+    absl::MutexLock lock(&pool->mu_);
+    // A peer that is away is tried again and again: say it once.
+    if (last_error != status.message()) {
+      spdlog::warn("lost: {}", std::string(status.message()));
+      last_error = std::string(status.message());
+    }
+    if (connected) ++failures;
+    connected = false;
+    description.set_state(v1::SERVING_STATE_UNSPECIFIED);
+    backoff = std::clamp(2 * backoff, pool->options_.min_backoff,
+                         pool->options_.max_backoff);
+    connect_at = std::chrono::steady_clock::now() + backoff;
+    connecting = false;
+    pool->lost_ = true;
+    pool->Rebuild();
+  }
+
+  std::string StateName() const {
+    if (!connected) {
+      return last_error.empty() ? "connecting"
+                                : absl::StrCat("away: ", last_error);
+    }
+    switch (description.state()) {
+      case v1::SERVING_STATE_READY:
+        return "ready";
+      case v1::SERVING_STATE_DRAINING:
+        return "draining";
+      default:
+        return "loading";
+    }
+  }
+
+  ExpertPool* const pool;
+  const size_t index;
+  const std::string address;
+
+  v1::ExpertDescription description;
+  bool connected = false;
+  bool connecting = false;
+  SteadyTime connect_at = SteadyTime::min();
+  milliseconds backoff{0};
+  std::string last_error;
+  uint64_t free_rows = 0;  // of the last answer
+  uint64_t in_flight_rows = 0;
+  uint64_t messages = 0;
+  uint64_t failures = 0;
+  double round_trip_seconds = 0.0;  // sum over messages
+
+  // Last, so that its callbacks end before the rest goes.
+  const std::unique_ptr<ExpertPeer> peer;
+};
+
+ExpertPool::ExpertPool(ExpertPoolOptions options, std::vector<Member> members)
+    : options_(std::move(options)) {
+  for (Member& member : members) {
+    members_.push_back(
+        std::make_unique<PoolMember>(this, members_.size(), std::move(member)));
+  }
+  {
+    absl::MutexLock lock(&mu_);
+    lost_ = true;
+    Rebuild();
+  }
+  maintenance_ = std::thread([this] { Maintain(); });
+}
+
+ExpertPool::~ExpertPool() {
+  {
+    absl::MutexLock lock(&mu_);
+    stopping_ = true;
+  }
+  maintenance_.join();
+  members_.clear();
+}
+
+void ExpertPool::Maintain() {
+  const auto woken = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    return stopping_ || lost_;
+  };
+  absl::Duration wait = absl::ZeroDuration();
+  while (true) {
+    std::vector<PoolMember*> due;
+    {
+      absl::MutexLock lock(&mu_);
+      mu_.AwaitWithTimeout(absl::Condition(&woken), wait);
+      if (stopping_) return;
+      lost_ = false;
+      wait = absl::InfiniteDuration();
+      const SteadyTime now = std::chrono::steady_clock::now();
+      for (const auto& member : members_) {
+        if (member->connected || member->connecting) continue;
+        if (member->connect_at <= now) {
+          member->connecting = true;
+          due.push_back(member.get());
+        } else {
+          wait = std::min(wait, absl::FromChrono(member->connect_at - now));
+        }
+      }
+    }
+    for (PoolMember* member : due) member->peer->Connect(member);
+  }
+}
+
+const std::string& ExpertPool::address(size_t peer) const {
+  return members_[peer]->address;
+}
+
+void ExpertPool::Rebuild() {
+  std::vector<PlacementPeer> peers;
+  for (const auto& member : members_) {
+    peers.push_back({member->index, member->description});
+  }
+  auto next = std::make_shared<Placement>(
+      placement_ == nullptr ? 0 : placement_->epoch() + 1,
+      options_.is_moe_layer, options_.num_experts, peers);
+  for (const std::string& conflict : next->conflicts()) {
+    spdlog::warn("left out: {}", conflict);
+  }
+  placement_ = std::move(next);
+}
+
+std::shared_ptr<const Placement> ExpertPool::placement() const {
+  absl::MutexLock lock(&mu_);
+  return placement_;
+}
+
+std::optional<size_t> ExpertPool::Choose(const Placement& placement,
+                                         size_t layer, size_t expert,
+                                         absl::Span<const size_t> avoid) {
+  const absl::Span<const size_t> replicas = placement.Replicas(layer, expert);
+  absl::MutexLock lock(&mu_);
+  std::optional<size_t> best;
+  int64_t best_room = 0;
+  const uint64_t turn = replicas.size() > 1 ? turn_++ : 0;
+  for (size_t i = 0; i < replicas.size(); ++i) {
+    const size_t peer = replicas[(turn + i) % replicas.size()];
+    const PoolMember& member = *members_[peer];
+    if (!member.connected ||
+        std::find(avoid.begin(), avoid.end(), peer) != avoid.end()) {
+      continue;
+    }
+    const int64_t room = static_cast<int64_t>(member.free_rows) -
+                         static_cast<int64_t>(member.in_flight_rows);
+    if (!best.has_value() || room > best_room) {
+      best = peer;
+      best_room = room;
+    }
+  }
+  return best;
+}
+
+void ExpertPool::Send(size_t peer, v1::ExpertBatch batch,
+                      ExpertPeer::OutputCallback done) {
+  PoolMember* const member = members_[peer].get();
+  const uint64_t rows = static_cast<uint64_t>(batch.row_of_copy_size());
+  {
+    absl::MutexLock lock(&mu_);
+    member->in_flight_rows += rows;
+  }
+  const SteadyTime sent = std::chrono::steady_clock::now();
+  member->peer->Send(
+      std::move(batch), [this, member, rows, sent, done = std::move(done)](
+                            absl::StatusOr<v1::ExpertOutput> output) {
+        {
+          absl::MutexLock lock(&mu_);
+          member->in_flight_rows -= rows;
+          if (output.ok()) {
+            ++member->messages;
+            member->free_rows = output->free_rows();
+            member->round_trip_seconds +=
+                std::chrono::duration<double>(std::chrono::steady_clock::now() -
+                                              sent)
+                    .count();
+          }
+        }
+        done(std::move(output));
+      });
+}
+
+std::vector<v1::ExpertPeer> ExpertPool::Describe() const {
+  absl::MutexLock lock(&mu_);
+  std::vector<v1::ExpertPeer> peers;
+  for (const auto& member : members_) {
+    v1::ExpertPeer peer;
+    peer.set_address(member->address);
+    peer.set_state(member->StateName());
+    peer.set_transport(member->peer->transport());
+    *peer.mutable_description() = member->description;
+    peer.set_free_rows(member->free_rows);
+    peer.set_in_flight_rows(member->in_flight_rows);
+    peer.set_messages(member->messages);
+    peer.set_failures(member->failures);
+    if (member->messages > 0) {
+      peer.set_round_trip_ms_mean(1e3 * member->round_trip_seconds /
+                                  static_cast<double>(member->messages));
+    }
+    peers.push_back(std::move(peer));
+  }
+  return peers;
+}
+
+}  // namespace troupe

@@ -1,0 +1,78 @@
+// The expert processes that a router knows: connections, placement, load.
+#ifndef TROUPE_CLUSTER_EXPERT_POOL_H_
+#define TROUPE_CLUSTER_EXPERT_POOL_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/types/span.h"
+#include "cluster/expert_peer.h"
+#include "cluster/placement.h"
+#include "common/clock.h"
+
+namespace troupe {
+
+struct ExpertPoolOptions {
+  std::vector<bool> is_moe_layer;  // [num_layers]
+  size_t num_experts = 0;          // per MoE layer
+  // Wait before a lost peer is tried again: doubles from min to max.
+  milliseconds min_backoff = milliseconds(50);
+  milliseconds max_backoff = milliseconds(1000);
+};
+
+// Owns the peers and a thread that connects them again when they are lost.
+// Thread-safe. Every change of what peers say of themselves makes a new
+// placement with the next epoch.
+class ExpertPool {
+ public:
+  struct Member {
+    std::string address;  // for people
+    std::unique_ptr<ExpertPeer> peer;
+  };
+
+  ExpertPool(ExpertPoolOptions options, std::vector<Member> members);
+  ~ExpertPool();
+  ExpertPool(const ExpertPool&) = delete;
+  ExpertPool& operator=(const ExpertPool&) = delete;
+
+  std::shared_ptr<const Placement> placement() const;
+
+  // The replica with the most room, those with equal room in turn; none when
+  // no replica is left. `avoid`: peers that just refused or failed.
+  std::optional<size_t> Choose(const Placement& placement, size_t layer,
+                               size_t expert, absl::Span<const size_t> avoid);
+
+  // See ExpertPeer::Send; the pool keeps account of the peer's load.
+  void Send(size_t peer, v1::ExpertBatch batch,
+            ExpertPeer::OutputCallback done);
+
+  size_t size() const { return members_.size(); }
+  const std::string& address(size_t peer) const;
+  std::vector<v1::ExpertPeer> Describe() const;
+
+ private:
+  class PoolMember;
+
+  void Maintain();
+  void Rebuild() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  const ExpertPoolOptions options_;
+  mutable absl::Mutex mu_;
+  std::shared_ptr<const Placement> placement_ ABSL_GUARDED_BY(mu_);
+  uint64_t turn_ ABSL_GUARDED_BY(mu_) = 0;
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  bool lost_ ABSL_GUARDED_BY(mu_) = false;            // news for Maintain()
+  std::vector<std::unique_ptr<PoolMember>> members_;  // fixed
+  std::thread maintenance_;
+};
+
+}  // namespace troupe
+
+#endif  // TROUPE_CLUSTER_EXPERT_POOL_H_

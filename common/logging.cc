@@ -1,0 +1,17 @@
+#include "common/logging.h"
+
+#include <memory>
+
+#include "spdlog/sinks/stdout_sinks.h"
+
+namespace troupe {
+
+void InitLogging(const std::string& process, const std::string& level) {
+  auto logger = spdlog::stderr_logger_mt(process);
+  logger->set_pattern("%Y-%m-%dT%H:%M:%S.%e%z %l %n: %v");
+  logger->set_level(spdlog::level::from_str(level));
+  logger->flush_on(spdlog::level::info);
+  spdlog::set_default_logger(std::move(logger));
+}
+
+}  // namespace troupe

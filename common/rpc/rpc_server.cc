@@ -1,0 +1,150 @@
+#include "common/rpc/rpc_server.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <thread>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "grpcpp/ext/proto_server_reflection_plugin.h"
+#include "grpcpp/health_check_service_interface.h"
+#include "grpcpp/security/server_credentials.h"
+#include "grpcpp/server_builder.h"
+
+namespace troupe {
+namespace {
+
+constexpr absl::string_view kUnix = "unix:";
+
+// gRPC replaces any socket file, also that of a living server: ask first.
+absl::Status PrepareUnixSocket(const std::string& path) {
+  sockaddr_un address = {};
+  address.sun_family = AF_UNIX;
+  if (path.size() >= sizeof(address.sun_path)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("listen address unix:", path, ": the path is longer than ",
+                     sizeof(address.sun_path) - 1, " bytes"));
+  }
+  std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
+  const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (fd < 0) {
+    return absl::InternalError(absl::StrCat("socket: ", strerror(errno)));
+  }
+  const bool listening =
+      connect(fd, reinterpret_cast<const sockaddr*>(&address),
+              sizeof(address)) == 0;
+  close(fd);
+  if (listening) {
+    return absl::AlreadyExistsError(
+        absl::StrCat("listen address unix:", path, ": already in use"));
+  }
+  return absl::OkStatus();
+}
+
+sigset_t TerminationSignals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  return signals;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
+    const RpcServerOptions& options,
+    const std::vector<grpc::Service*>& services) {
+  grpc::EnableDefaultHealthCheckService(true);
+  if (options.reflection) {
+    grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  }
+  grpc::ServerBuilder builder;
+  builder.SetMaxReceiveMessageSize(options.max_receive_bytes);
+  builder.SetMaxSendMessageSize(-1);
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  // Peers ping idle connections to notice a dead host (rpc_channel.cc).
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  builder.AddChannelArgument(
+      GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 1000);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 0);
+  std::vector<int> ports(options.listen.size(), 0);
+  for (size_t i = 0; i < options.listen.size(); ++i) {
+    const std::string& listen = options.listen[i];
+    if (absl::StartsWith(listen, kUnix)) {
+      absl::Status status = PrepareUnixSocket(listen.substr(kUnix.size()));
+      if (!status.ok()) return status;
+    }
+    builder.AddListeningPort(listen, grpc::InsecureServerCredentials(),
+                             &ports[i]);
+  }
+  for (grpc::Service* service : services) builder.RegisterService(service);
+  auto server = std::unique_ptr<RpcServer>(new RpcServer);
+  server->server_ = builder.BuildAndStart();
+  for (size_t i = 0; i < options.listen.size(); ++i) {
+    const std::string& listen = options.listen[i];
+    if (server->server_ == nullptr || ports[i] == 0) {
+      return absl::UnavailableError(
+          absl::StrCat("cannot listen on ", listen,
+                       ": the address is in use or not of this machine"));
+    }
+    if (absl::StartsWith(listen, kUnix)) {
+      server->addresses_.push_back(listen);
+    } else {
+      server->addresses_.push_back(
+          absl::StrCat(listen.substr(0, listen.rfind(':')), ":", ports[i]));
+    }
+  }
+  server->SetServing(false);
+  return server;
+}
+
+RpcServer::~RpcServer() { Shutdown(milliseconds(0)); }
+
+void RpcServer::SetServing(bool serving) {
+  server_->GetHealthCheckService()->SetServingStatus(serving);
+  server_->GetHealthCheckService()->SetServingStatus("", serving);
+}
+
+void RpcServer::Shutdown(milliseconds grace) {
+  if (server_ == nullptr) return;
+  server_->Shutdown(std::chrono::system_clock::now() + grace);
+  server_->Wait();
+  server_ = nullptr;
+}
+
+void BlockTerminationSignals() {
+  const sigset_t signals = TerminationSignals();
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+}
+
+int WaitForTermination(milliseconds drain_limit) {
+  const sigset_t signals = TerminationSignals();
+  int received = 0;
+  while (sigwait(&signals, &received) != 0) {
+  }
+  std::thread([signals, drain_limit] {
+    timespec limit;
+    limit.tv_sec = drain_limit.count() / 1000;
+    limit.tv_nsec = drain_limit.count() % 1000 * 1000000;
+    const int second = sigtimedwait(&signals, nullptr, &limit);
+    const char text_signal[] = "second signal: ending at once\n";
+    const char text_limit[] = "drain time is over: ending at once\n";
+    const char* text = second > 0 ? text_signal : text_limit;
+    (void)!write(STDERR_FILENO, text, strlen(text));
+    _exit(1);
+  }).detach();
+  return received;
+}
+
+void DieWithParent() { prctl(PR_SET_PDEATHSIG, SIGTERM); }
+
+}  // namespace troupe
