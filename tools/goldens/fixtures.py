@@ -223,6 +223,13 @@ QWEN3_MOE_WINDOW = Fixture(
         "gate and up exchanged": swap(".gate_proj.", ".up_proj."),
     })
 
+# Blends between pairs 1 and 3 of the 8; the ends, before rounding, are 1.1 and
+# 2.8.
+_YARN_ROPE = {
+    "rope_type": "yarn", "rope_theta": 700.0, "factor": 4.0, "beta_fast": 4.0,
+    "beta_slow": 1.0, "original_max_position_embeddings": 64,
+}
+
 QWEN3_MOE_DENSE_FIRST = Fixture(
     name="qwen3_moe_dense_first",
     dtype=torch.float16,
@@ -236,12 +243,19 @@ QWEN3_MOE_DENSE_FIRST = Fixture(
         # Not to be used, because use_sliding_window is false.
         sliding_window=16,
         rms_norm_eps=1e-2, tie_word_embeddings=True, dtype="float16",
-        rope_parameters={"rope_type": "default", "rope_theta": 700.0}),
+        rope_parameters=_YARN_ROPE),
     probes=_COMMON_PROBES | {
         "q_norm weight ignored": fill("q_norm.weight", 1.0),
         "weights renormalised": set_config(norm_topk_prob=True),
         "use_sliding_window ignored": set_config(use_sliding_window=True),
-        "rope_parameters ignored": set_config(rope_parameters=None),
+        "rope scaling ignored": set_config(
+            rope_parameters={"rope_type": "default", "rope_theta": 700.0}),
+        "beta_fast ignored": set_config(
+            rope_parameters=_YARN_ROPE | {"beta_fast": 32.0}),
+        "ends of the blend not rounded": set_config(
+            rope_parameters=_YARN_ROPE | {"truncate": False}),
+        "cosines and sines not multiplied": set_config(
+            rope_parameters=_YARN_ROPE | {"attention_factor": 1.0}),
     })
 
 OLMOE_CLIP = Fixture(
