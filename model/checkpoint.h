@@ -20,8 +20,9 @@ namespace troupe {
 
 // One tensor, mapped read-only and privately: only the pages that hold its
 // bytes, unmapped when it goes. It outlives the Checkpoint. Not thread-safe
-// while it is moved; the bytes may be read by any thread. data() need not be
-// aligned beyond one byte: the format does not promise it.
+// while it is moved; the bytes may be read by any thread. data() is aligned for
+// its dtype: a tensor that is not so in its file (the format allows it) is
+// copied to memory instead.
 //
 // A file that is truncated while it is mapped raises SIGBUS on access, as for
 // every mapping: checkpoints are replaced by renaming, never written in place.
@@ -55,6 +56,7 @@ class MappedTensor {
   size_t num_bytes_ = 0;
   void* mapping_ = nullptr;  // page-aligned
   size_t mapping_bytes_ = 0;
+  bool is_copy_ = false;  // the mapping is anonymous memory
 };
 
 // Converts to float: exact for all formats. `destination` has
@@ -109,13 +111,16 @@ class Checkpoint {
   Checkpoint() = default;
 
   struct Location {
-    size_t file = 0;    // files_
-    size_t tensor = 0;  // files_[file].tensors()
+    size_t file = 0;                     // files_
+    const TensorInfo* tensor = nullptr;  // owned by that file
   };
 
   absl::Status OpenFiles();
+  absl::Status OpenFile(const std::string& path,
+                        const std::vector<std::string>* wanted);
+  absl::Status OpenShards(const std::string& index_path);
+  absl::Status CheckTensor(const TensorSpec& spec) const;
   absl::Status CheckTensors();
-  absl::StatusOr<MappedTensor> Map(const Location& location) const;
 
   std::string model_dir_;
   ModelConfig config_;

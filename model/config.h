@@ -143,11 +143,12 @@ struct RopeTables {
   std::vector<float> sines;
 };
 
-// The angles are computed in double and rounded once.
+// Frequencies and angles are rounded to float32 where transformers rounds them,
+// which at long contexts matters more than cosine and sine themselves.
 RopeTables MakeRopeTables(const ModelConfig& config, size_t num_positions);
 
 // Angle per position of each pair, in radians: [head_dim / 2].
-std::vector<double> RopeFrequencies(const ModelConfig& config);
+std::vector<float> RopeFrequencies(const ModelConfig& config);
 
 // A stable digest (32 hex digits) of every field that decides shapes or
 // numbers; not of token ids and sampling defaults. Two services may work

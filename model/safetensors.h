@@ -75,12 +75,26 @@ class SafetensorsFile {
   }
   // Copies a tensor's bytes; for tests and small tools.
   absl::StatusOr<std::string> Read(const TensorInfo& tensor) const;
+  // The same into tensor.num_bytes bytes of the caller's.
+  absl::Status ReadInto(const TensorInfo& tensor, char* destination) const;
+  // FailedPrecondition when size or time of last change are no longer those of
+  // Open. The offsets of a file that was written to mean nothing.
+  absl::Status CheckUnchanged() const;
 
  private:
+  struct Stamp {
+    int64_t num_bytes = 0;
+    int64_t seconds = 0;
+    int64_t nanoseconds = 0;
+    bool operator==(const Stamp&) const = default;
+  };
+
   SafetensorsFile(std::string path, int fd);
+  absl::StatusOr<Stamp> CurrentStamp() const;
 
   std::string path_;
   int fd_ = -1;
+  Stamp stamp_;
   std::vector<TensorInfo> tensors_;
   std::unordered_map<std::string, size_t> index_;  // name -> tensors_
   std::unordered_map<std::string, std::string> metadata_;

@@ -4,9 +4,12 @@
 #define TROUPE_MODEL_TENSOR_CATALOG_H_
 
 #include <cstddef>
+#include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "model/config.h"
 
 namespace troupe {
@@ -67,7 +70,6 @@ struct TensorSpec {
 };
 
 // Whether the model has that tensor, by its config alone.
-bool HasTensor(const ModelConfig& config, ModelTensor which);
 bool HasTensor(const ModelConfig& config, size_t layer, LayerTensor which);
 
 // CHECKs that the model has it.
@@ -76,9 +78,13 @@ TensorSpec SpecOf(const ModelConfig& config, size_t layer, LayerTensor which);
 TensorSpec SpecOf(const ModelConfig& config, size_t layer, size_t expert,
                   ExpertTensor which);
 
-// All tensors of the model, the router's of a layer before its experts'; a tied
-// head once, as embedding.
-std::vector<TensorSpec> AllTensors(const ModelConfig& config);
+// Visits all tensors of the model until the first error, which it returns. The
+// router's of a layer come before its experts'; a tied head once, as embedding.
+absl::Status ForEachTensor(
+    const ModelConfig& config,
+    const std::function<absl::Status(const TensorSpec&)>& visit);
+
+uint64_t NumElements(const TensorSpec& spec);
 
 }  // namespace troupe
 
