@@ -78,8 +78,9 @@ class Unsuitable(Exception):
     """A near tie, an end-of-text token or a weak probe: draw again."""
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _weights_sha256(directory: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(directory.glob("model*.safetensors"))}
 
 
 def _rounded(value: float) -> float | None:
@@ -292,15 +293,17 @@ def make_model_goldens(directory: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_goldens(out, prompts, {
         "num_last_logits": NUM_LAST_LOGITS,
-        "sha256": {path.name: _sha256(path) for path in
-                   sorted(directory.glob("*.safetensors"))},
+        "sha256": _weights_sha256(directory),
     })
 
 
 def verify(directory: Path, model_directory: Path) -> bool:
     """Computes the goldens of a directory again; says how far they are off."""
-    model = reference.load(model_directory)
     about = json.loads((directory / "golden.json").read_text())
+    if about.get("sha256") not in (None, _weights_sha256(model_directory)):
+        print(f"{directory.name}: made for other weights")
+        return False
+    model = reference.load(model_directory)
     stored = load_file(directory / "golden.safetensors")
     worst, same_choice = 0.0, True
     for i, entry in enumerate(about["prompts"]):
