@@ -137,9 +137,8 @@ void ThreadPool::Work(size_t worker) {
            s.stop.load(std::memory_order_relaxed);
   };
   for (;;) {
-    if (!SpinUntil([&] {
-          return has_news(s.word.load(std::memory_order_relaxed));
-        })) {
+    if (!SpinUntil(
+            [&] { return has_news(s.word.load(std::memory_order_relaxed)); })) {
       s.sleeping_workers.fetch_add(1);
       for (uint32_t word = s.word.load(); !has_news(word);
            word = s.word.load()) {
@@ -185,14 +184,12 @@ double LimitV2(const std::string& directory) {
 }
 
 double LimitV1(const std::string& directory) {
-  std::istringstream quota_line(
-      ReadFirstLine(directory + "/cpu.cfs_quota_us"));
+  std::istringstream quota_line(ReadFirstLine(directory + "/cpu.cfs_quota_us"));
   std::istringstream period_line(
       ReadFirstLine(directory + "/cpu.cfs_period_us"));
   double quota = 0;  // -1: no limit
   double period = 0;
-  return quota_line >> quota && period_line >> period && quota > 0 &&
-                 period > 0
+  return quota_line >> quota && period_line >> period && quota > 0 && period > 0
              ? quota / period
              : kNoLimit;
 }
@@ -224,14 +221,13 @@ double CgroupCpuLimit(const std::string& root) {
         line[second + 1] != '/') {
       continue;
     }
-    const std::string controllers =
-        line.substr(first + 1, second - first - 1);
+    const std::string controllers = line.substr(first + 1, second - first - 1);
     const std::string path = line.substr(second + 1);
     if (controllers.empty()) {
       least = std::min(least, LeastLimit(mount, path, LimitV2));
     } else if (("," + controllers + ",").find(",cpu,") != std::string::npos) {
-      least = std::min(least,
-                       LeastLimit(mount + "/" + controllers, path, LimitV1));
+      least =
+          std::min(least, LeastLimit(mount + "/" + controllers, path, LimitV1));
       least = std::min(least, LeastLimit(mount + "/cpu", path, LimitV1));
     }
   }

@@ -1,0 +1,513 @@
+#include "kernels/attention.h"
+
+#include "kernels/cpu/targets.h"
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/attention.cc"
+#include "hwy/foreach_target.h"
+// foreach_target.h stays before the rest.
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <limits>
+#include <utility>
+
+#include "common/check.h"
+#include "hwy/highway.h"
+#include "kernels/cpu/math-inl.h"
+#include "kernels/cpu/row_blocks.h"
+#include "kernels/cpu/work_list.h"
+
+#ifndef TROUPE_KERNELS_CPU_ATTENTION_CC_
+#define TROUPE_KERNELS_CPU_ATTENTION_CC_
+namespace troupe {
+
+// Rows of one sequence that one task computes for one KV head.
+struct AttentionChunk {
+  const AttentionSequence* sequence;
+  size_t first_row;  // of the sequence
+  size_t num_rows;
+};
+
+struct AttentionArguments {
+  ConstFloatMatrix queries;
+  size_t num_heads;
+  float scale;
+  size_t window;
+  KvCacheView cache;
+  FloatMatrix output;
+};
+
+}  // namespace troupe
+#endif  // TROUPE_KERNELS_CPU_ATTENTION_CC_
+
+HWY_BEFORE_NAMESPACE();
+namespace troupe::HWY_NAMESPACE {
+
+// A tile is a KV block: 16 positions are one block of lanes.
+static_assert(kKvBlockSize == kBlockLanes);
+
+// A query is one head of one row. This many queries share the reading of a
+// tile; their accumulators stay in registers.
+inline constexpr size_t kMaxQueries = HWY_TARGET != HWY_AVX2 ? 12 : 6;
+
+// scores[q][position] of a tile, one chain along head_dim each.
+// queries [head_dim][kQueries], keys [head_dim][16]
+template <size_t kQueries>
+HWY_NOINLINE void ComputeScores(const float* HWY_RESTRICT queries,
+                                const float* HWY_RESTRICT keys, size_t head_dim,
+                                float scale, float* HWY_RESTRICT scores) {
+  FloatVector acc[kQueries][kBlockVectors];
+  TROUPE_UNROLL for (size_t q = 0; q < kQueries; ++q) {
+    TROUPE_UNROLL for (size_t j = 0; j < kBlockVectors; ++j) {
+      acc[q][j] = hn::Zero(kFloats);
+    }
+  }
+  for (size_t d = 0; d < head_dim; ++d) {
+    FloatVector key[kBlockVectors];
+    TROUPE_UNROLL for (size_t j = 0; j < kBlockVectors; ++j) {
+      key[j] = hn::LoadU(kFloats, keys + d * kKvBlockSize + j * kLanes);
+    }
+    TROUPE_UNROLL for (size_t q = 0; q < kQueries; ++q) {
+      const FloatVector query = hn::Set(kFloats, queries[d * kQueries + q]);
+      TROUPE_UNROLL for (size_t j = 0; j < kBlockVectors; ++j) {
+        acc[q][j] = hn::MulAdd(query, key[j], acc[q][j]);
+      }
+    }
+  }
+  const FloatVector factor = hn::Set(kFloats, scale);
+  TROUPE_UNROLL for (size_t q = 0; q < kQueries; ++q) {
+    TROUPE_UNROLL for (size_t j = 0; j < kBlockVectors; ++j) {
+      hn::StoreU(hn::Mul(acc[q][j], factor), kFloats,
+                 scores + q * kKvBlockSize + j * kLanes);
+    }
+  }
+}
+
+// kVectors vectors of the values' columns from `values` on:
+// sums[q] = sums[q] * corrections[q] + sum over the positions of the tile in
+// [begin, end), ascending, of weights[q][position] * values[position].
+// Of the columns only `count` exist.
+template <size_t kQueries, size_t kVectors>
+HWY_NOINLINE void AccumulateColumns(
+    const float* HWY_RESTRICT weights, const float* HWY_RESTRICT corrections,
+    size_t begin, size_t end, const float* HWY_RESTRICT values, size_t head_dim,
+    size_t count, float* HWY_RESTRICT sums, size_t sums_stride) {
+  FloatVector acc[kQueries][kVectors];
+  TROUPE_UNROLL for (size_t q = 0; q < kQueries; ++q) {
+    const FloatVector correction = hn::Set(kFloats, corrections[q]);
+    TROUPE_UNROLL for (size_t j = 0; j < kVectors; ++j) {
+      acc[q][j] = hn::Mul(
+          hn::LoadU(kFloats, sums + q * sums_stride + j * kLanes), correction);
+    }
+  }
+  for (size_t position = begin; position < end; ++position) {
+    FloatVector value[kVectors];
+    TROUPE_UNROLL for (size_t j = 0; j < kVectors; ++j) {
+      const float* from = values + position * head_dim + j * kLanes;
+      value[j] =
+          kVectors > 1 ? hn::LoadU(kFloats, from) : LoadUpTo(from, count);
+    }
+    TROUPE_UNROLL for (size_t q = 0; q < kQueries; ++q) {
+      const FloatVector weight =
+          hn::Set(kFloats, weights[q * kKvBlockSize + position]);
+      TROUPE_UNROLL for (size_t j = 0; j < kVectors; ++j) {
+        acc[q][j] = hn::MulAdd(weight, value[j], acc[q][j]);
+      }
+    }
+  }
+  TROUPE_UNROLL for (size_t q = 0; q < kQueries; ++q) {
+    TROUPE_UNROLL for (size_t j = 0; j < kVectors; ++j) {
+      hn::StoreU(acc[q][j], kFloats, sums + q * sums_stride + j * kLanes);
+    }
+  }
+}
+
+template <size_t kQueries>
+void AccumulateValues(const float* weights, const float* corrections,
+                      size_t begin, size_t end, const float* values,
+                      size_t head_dim, float* sums, size_t sums_stride) {
+  constexpr size_t kVectors = 2;
+  size_t d = 0;
+  for (; d + kVectors * kLanes <= head_dim; d += kVectors * kLanes) {
+    AccumulateColumns<kQueries, kVectors>(
+        weights, corrections, begin, end, values + d, head_dim,
+        kVectors * kLanes, sums + d, sums_stride);
+  }
+  for (; d < head_dim; d += kLanes) {
+    AccumulateColumns<kQueries, 1>(weights, corrections, begin, end, values + d,
+                                   head_dim, std::min(kLanes, head_dim - d),
+                                   sums + d, sums_stride);
+  }
+}
+
+using ScoresFunction = void (*)(const float*, const float*, size_t, float,
+                                float*);
+using ValuesFunction = void (*)(const float*, const float*, size_t, size_t,
+                                const float*, size_t, float*, size_t);
+
+template <size_t... kIndices>
+constexpr std::array<ScoresFunction, kMaxQueries> MakeScoresTable(
+    std::index_sequence<kIndices...>) {
+  return {&ComputeScores<kIndices + 1>...};
+}
+template <size_t... kIndices>
+constexpr std::array<ValuesFunction, kMaxQueries> MakeValuesTable(
+    std::index_sequence<kIndices...>) {
+  return {&AccumulateValues<kIndices + 1>...};
+}
+// [q - 1]: for q queries.
+inline constexpr auto kScoresTable =
+    MakeScoresTable(std::make_index_sequence<kMaxQueries>());
+inline constexpr auto kValuesTable =
+    MakeValuesTable(std::make_index_sequence<kMaxQueries>());
+
+// The online softmax of the queries of one task.
+class ChunkAttention {
+ public:
+  ChunkAttention(const AttentionArguments& arguments,
+                 const AttentionChunk& chunk, size_t kv_head, float* scratch)
+      : a_(arguments),
+        chunk_(chunk),
+        kv_head_(kv_head),
+        head_dim_(arguments.cache.head_dim),
+        heads_per_kv_(arguments.num_heads / arguments.cache.num_kv_heads),
+        blocks_(chunk.num_rows * heads_per_kv_, kMaxQueries),
+        sums_stride_(SumsStride(head_dim_)),
+        packed_queries_(scratch),
+        sums_(packed_queries_ + blocks_.num_rows() * head_dim_),
+        max_(sums_ + blocks_.num_rows() * sums_stride_),
+        total_(max_ + blocks_.num_rows()) {}
+
+  // Floats of scratch for `num_queries` queries.
+  static size_t ScratchFloats(size_t num_queries, size_t head_dim) {
+    return num_queries * (head_dim + SumsStride(head_dim) + 2);
+  }
+
+  void Run() {
+    PackQueries();
+    std::fill_n(sums_, blocks_.num_rows() * sums_stride_, 0.0f);
+    std::fill_n(max_, blocks_.num_rows(),
+                -std::numeric_limits<float>::infinity());
+    std::fill_n(total_, blocks_.num_rows(), 0.0f);
+    const size_t first_tile = FirstPosition(0) / kKvBlockSize;
+    const size_t last_tile = Position(chunk_.num_rows - 1) / kKvBlockSize;
+    for (size_t tile = first_tile; tile <= last_tile; ++tile) {
+      for (size_t b = 0; b < blocks_.num_blocks(); ++b) AddTile(tile, b);
+    }
+    WriteOutput();
+  }
+
+ private:
+  // Sums past head_dim only fill a vector.
+  static size_t SumsStride(size_t head_dim) {
+    return DivideUp(head_dim, kBlockLanes) * kBlockLanes;
+  }
+
+  size_t RowOf(size_t query) const { return query / heads_per_kv_; }
+  size_t Position(size_t row) const {
+    return chunk_.sequence->first_position + chunk_.first_row + row;
+  }
+  // The first position that a row attends to.
+  size_t FirstPosition(size_t row) const {
+    const size_t position = Position(row);
+    return a_.window == 0 || position < a_.window ? 0
+                                                  : position - a_.window + 1;
+  }
+  size_t OutputRow(size_t row) const {
+    return chunk_.sequence->first_row + chunk_.first_row + row;
+  }
+  size_t FirstColumn(size_t query) const {
+    return (kv_head_ * heads_per_kv_ + query % heads_per_kv_) * head_dim_;
+  }
+
+  void PackQueries() {
+    for (size_t b = 0; b < blocks_.num_blocks(); ++b) {
+      const float* queries[kMaxQueries];
+      for (size_t i = 0; i < blocks_.size(b); ++i) {
+        const size_t query = blocks_.begin(b) + i;
+        queries[i] =
+            a_.queries.row(OutputRow(RowOf(query))) + FirstColumn(query);
+      }
+      TransposeRows(queries, blocks_.size(b), head_dim_,
+                    packed_queries_ + blocks_.begin(b) * head_dim_);
+    }
+  }
+
+  // The slots [begin, end) of a tile that a row attends to; empty if none.
+  std::pair<size_t, size_t> SlotsOf(size_t row, size_t tile) const {
+    const size_t first = tile * kKvBlockSize;
+    const size_t begin = std::max(FirstPosition(row), first) - first;
+    const size_t end = std::min(Position(row) + 1, first + kKvBlockSize);
+    return {std::min(begin, kKvBlockSize), end < first ? 0 : end - first};
+  }
+
+  void AddTile(size_t tile, size_t b) {
+    const size_t first_query = blocks_.begin(b);
+    const size_t end_query = first_query + blocks_.size(b);
+    const size_t first_row = RowOf(first_query);
+    const size_t last_row = RowOf(end_query - 1);
+    if (SlotsOf(last_row, tile).second == 0 ||
+        SlotsOf(first_row, tile).first == kKvBlockSize) {
+      return;
+    }
+    const size_t block =
+        static_cast<size_t>(chunk_.sequence->block_table[tile]);
+    const size_t tile_floats = head_dim_ * kKvBlockSize;
+    const size_t offset =
+        block * a_.cache.block_floats() + kv_head_ * tile_floats;
+    HWY_ALIGN float scores[kMaxQueries * kKvBlockSize];
+    kScoresTable[blocks_.size(b) - 1](packed_queries_ + first_query * head_dim_,
+                                      a_.cache.keys + offset, head_dim_,
+                                      a_.scale, scores);
+
+    // Neighbouring queries that attend to the same slots go together: all of
+    // them, except where a window begins or a row ends.
+    for (size_t query = first_query; query < end_query;) {
+      const auto [begin, end] = SlotsOf(RowOf(query), tile);
+      size_t run_end = query + 1;
+      while (run_end < end_query &&
+             SlotsOf(RowOf(run_end), tile) == std::pair(begin, end)) {
+        ++run_end;
+      }
+      if (begin < end) {
+        AddSlots(query, run_end, begin, end,
+                 scores + (query - first_query) * kKvBlockSize,
+                 a_.cache.values + offset);
+      }
+      query = run_end;
+    }
+  }
+
+  // Slots past `end` may hold anything, NaN too: they are masked before they
+  // are used, and their values are not read.
+  void AddSlots(size_t first_query, size_t end_query, size_t begin, size_t end,
+                float* scores, const float* values) {
+    const size_t num_queries = end_query - first_query;
+    HWY_ALIGN float corrections[kBlockLanes] = {};
+    for (size_t i = 0; i < num_queries; ++i) {
+      float& max = max_[first_query + i];
+      const Block s = MaskedScores(scores + i * kKvBlockSize, begin, end);
+      const float new_max = std::max(max, MaxOfBlock(s));
+      Block weights;
+      for (size_t j = 0; j < kBlockVectors; ++j) {
+        weights.v[j] = Exp(hn::Sub(s.v[j], hn::Set(kFloats, new_max)));
+        hn::StoreU(weights.v[j], kFloats,
+                   scores + i * kKvBlockSize + j * kLanes);
+      }
+      corrections[i] = max - new_max;
+      max = new_max;
+      sum_[i] = SumOfBlock(weights);
+    }
+    for (size_t j = 0; j < kBlockLanes; j += kLanes) {
+      hn::Store(Exp(hn::Load(kFloats, corrections + j)), kFloats,
+                corrections + j);
+    }
+    for (size_t i = 0; i < num_queries; ++i) {
+      float& total = total_[first_query + i];
+      total = std::fma(total, corrections[i], sum_[i]);
+    }
+    kValuesTable[num_queries - 1](scores, corrections, begin, end, values,
+                                  head_dim_, sums_ + first_query * sums_stride_,
+                                  sums_stride_);
+  }
+
+  static Block MaskedScores(const float* scores, size_t begin, size_t end) {
+    constexpr float kMasked = -std::numeric_limits<float>::infinity();
+    const hn::RebindToSigned<FloatTag> ints;
+    const auto first = hn::Set(ints, static_cast<int32_t>(begin));
+    const auto last = hn::Set(ints, static_cast<int32_t>(end) - 1);
+    Block block;
+    for (size_t j = 0; j < kBlockVectors; ++j) {
+      const auto slot = hn::Iota(ints, static_cast<int32_t>(j * kLanes));
+      const auto outside = hn::Or(hn::VecFromMask(ints, hn::Lt(slot, first)),
+                                  hn::VecFromMask(ints, hn::Gt(slot, last)));
+      block.v[j] = hn::IfThenElse(
+          hn::RebindMask(kFloats, hn::MaskFromVec(outside)),
+          hn::Set(kFloats, kMasked), hn::LoadU(kFloats, scores + j * kLanes));
+    }
+    return block;
+  }
+
+  void WriteOutput() {
+    for (size_t query = 0; query < blocks_.num_rows(); ++query) {
+      const FloatVector total = hn::Set(kFloats, total_[query]);
+      const float* sums = sums_ + query * sums_stride_;
+      float* output =
+          a_.output.row(OutputRow(RowOf(query))) + FirstColumn(query);
+      for (size_t d = 0; d < head_dim_; d += kLanes) {
+        StoreUpTo(hn::Div(hn::LoadU(kFloats, sums + d), total), output + d,
+                  head_dim_ - d);
+      }
+    }
+  }
+
+  const AttentionArguments& a_;
+  const AttentionChunk& chunk_;
+  const size_t kv_head_;
+  const size_t head_dim_;
+  const size_t heads_per_kv_;
+  const RowBlocks blocks_;  // of queries: row by row the heads of the KV head
+  const size_t sums_stride_;
+  float* const packed_queries_;  // blocks of [head_dim][queries of the block]
+  float* const sums_;            // [queries][sums_stride_]
+  float* const max_;             // [queries]
+  float* const total_;           // [queries]
+  float sum_[kMaxQueries];
+};
+
+size_t AttentionScratchFloats(size_t num_queries, size_t head_dim) {
+  return ChunkAttention::ScratchFloats(num_queries, head_dim);
+}
+
+void AttendChunk(const AttentionArguments& arguments,
+                 const AttentionChunk& chunk, size_t kv_head, float* scratch) {
+  ChunkAttention(arguments, chunk, kv_head, scratch).Run();
+}
+
+}  // namespace troupe::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace troupe {
+
+HWY_EXPORT(AttentionScratchFloats);
+HWY_EXPORT(AttendChunk);
+
+namespace {
+
+// Queries of a task: their running sums stay in the second level of cache, and
+// they reuse each tile from the first. A task has at least one row.
+constexpr size_t kQueriesPerTask = 48;
+
+// Keys and values of slots that lie in one KV block.
+void WriteSlots(ConstFloatMatrix keys, ConstFloatMatrix values,
+                const KvCacheView& cache, size_t first_row, size_t num_rows,
+                size_t block, size_t first_slot) {
+  const size_t head_dim = cache.head_dim;
+  for (size_t head = 0; head < cache.num_kv_heads; ++head) {
+    const size_t offset =
+        block * cache.block_floats() + head * head_dim * kKvBlockSize;
+    float* to = cache.keys + offset + first_slot;
+    for (size_t d = 0; d < head_dim; ++d) {
+      for (size_t r = 0; r < num_rows; ++r) {
+        to[d * kKvBlockSize + r] = keys.row(first_row + r)[head * head_dim + d];
+      }
+    }
+    for (size_t r = 0; r < num_rows; ++r) {
+      std::copy_n(values.row(first_row + r) + head * head_dim, head_dim,
+                  cache.values + offset + (first_slot + r) * head_dim);
+    }
+  }
+}
+
+size_t NumTiles(const AttentionSequence& sequence) {
+  if (sequence.num_rows == 0) return 0;
+  const size_t last = sequence.first_position + sequence.num_rows - 1;
+  return last / kKvBlockSize - sequence.first_position / kKvBlockSize + 1;
+}
+
+void CheckSequence(const AttentionSequence& sequence, size_t num_rows) {
+  CHECK_LE(sequence.first_row + sequence.num_rows, num_rows);
+  CHECK_LE(sequence.first_position + sequence.num_rows,
+           sequence.block_table.size() * kKvBlockSize);
+}
+
+}  // namespace
+
+void WriteKvCache(ConstFloatMatrix keys, ConstFloatMatrix values,
+                  std::span<const AttentionSequence> sequences,
+                  const KvCacheView& cache, ThreadPool& pool) {
+  CHECK_EQ(keys.cols, cache.num_kv_heads * cache.head_dim);
+  CHECK_EQ(values.cols, keys.cols);
+  CHECK_EQ(values.rows, keys.rows);
+  size_t num_tiles = 0;
+  for (const AttentionSequence& sequence : sequences) {
+    CheckSequence(sequence, keys.rows);
+    num_tiles += NumTiles(sequence);
+  }
+  // A task writes a range of the tiles of all sequences.
+  const size_t tiles_per_task =
+      DivideUp(num_tiles, std::min(num_tiles, 4 * pool.num_threads()) + 1);
+  if (num_tiles == 0) return;
+  pool.ParallelFor(DivideUp(num_tiles, tiles_per_task), [&](size_t task,
+                                                            size_t worker) {
+    size_t skip = task * tiles_per_task;
+    size_t left = tiles_per_task;
+    for (const AttentionSequence& s : sequences) {
+      const size_t tiles = NumTiles(s);
+      if (skip >= tiles) {
+        skip -= tiles;
+        continue;
+      }
+      const size_t end_position = s.first_position + s.num_rows;
+      size_t tile = s.first_position / kKvBlockSize + skip;
+      for (size_t i = skip; i < tiles && left > 0; ++i, ++tile, --left) {
+        const size_t begin = std::max(s.first_position, tile * kKvBlockSize);
+        const size_t end = std::min(end_position, (tile + 1) * kKvBlockSize);
+        WriteSlots(keys, values, cache, s.first_row + begin - s.first_position,
+                   end - begin, static_cast<size_t>(s.block_table[tile]),
+                   begin % kKvBlockSize);
+      }
+      if (left == 0) return;
+      skip = 0;
+    }
+  });
+}
+
+void PagedAttention(ConstFloatMatrix queries, size_t num_heads, float scale,
+                    size_t window, std::span<const AttentionSequence> sequences,
+                    const KvCacheView& cache, FloatMatrix output,
+                    Workspace& workspace, ThreadPool& pool) {
+  CHECK(cache.num_kv_heads > 0);
+  CHECK(num_heads > 0);
+  CHECK_EQ(num_heads % cache.num_kv_heads, 0u);
+  CHECK_EQ(queries.cols, num_heads * cache.head_dim);
+  CHECK_EQ(output.cols, queries.cols);
+  CHECK_EQ(output.rows, queries.rows);
+  const size_t heads_per_kv = num_heads / cache.num_kv_heads;
+  const size_t rows_per_chunk =
+      std::max<size_t>(1, kQueriesPerTask / heads_per_kv);
+
+  size_t num_chunks = 0;
+  for (const AttentionSequence& sequence : sequences) {
+    CheckSequence(sequence, queries.rows);
+    num_chunks += DivideUp(sequence.num_rows, rows_per_chunk);
+  }
+  auto* chunks = workspace.Array<AttentionChunk>(kPlanSlot, num_chunks);
+  size_t i = 0;
+  for (const AttentionSequence& sequence : sequences) {
+    for (size_t r = 0; r < sequence.num_rows; r += rows_per_chunk) {
+      chunks[i++] = {&sequence, r,
+                     std::min(rows_per_chunk, sequence.num_rows - r)};
+    }
+  }
+  // The longest first, so that all threads finish together.
+  const auto cost = [&](const AttentionChunk& chunk) {
+    const size_t positions =
+        chunk.sequence->first_position + chunk.first_row + chunk.num_rows;
+    return chunk.num_rows *
+           (window == 0 ? positions
+                        : std::min(positions, window + chunk.num_rows));
+  };
+  std::sort(chunks, chunks + num_chunks,
+            [&](const AttentionChunk& a, const AttentionChunk& b) {
+              return cost(a) > cost(b);
+            });
+
+  const AttentionArguments arguments{queries, num_heads, scale,
+                                     window,  cache,     output};
+  const size_t scratch_floats = HWY_DYNAMIC_DISPATCH(AttentionScratchFloats)(
+      rows_per_chunk * heads_per_kv, cache.head_dim);
+  float* scratch =
+      workspace.Floats(kScratchSlot, pool.num_threads() * scratch_floats);
+  pool.ParallelFor(
+      num_chunks * cache.num_kv_heads, [&](size_t task, size_t worker) {
+        HWY_DYNAMIC_DISPATCH(AttendChunk)
+        (arguments, chunks[task / cache.num_kv_heads],
+         task % cache.num_kv_heads, scratch + worker * scratch_floats);
+      });
+}
+
+}  // namespace troupe
+#endif  // HWY_ONCE

@@ -1,0 +1,70 @@
+// Weights in the layout that the CPU GEMM kernels read.
+//
+// A weight matrix of a checkpoint is [n, k], row-major: n outputs, k inputs.
+// Packed, it is a row of panels of kPanelCols outputs; a panel holds, for each
+// k, the weights of its outputs side by side, so that vector lanes run across
+// the outputs and each output is one sequential chain along k (the exactness
+// contract). Outputs past n are zero. A panel's line for one k holds float16
+// and float32 in the order of the outputs; of bfloat16, 32-bit word j has
+// output j in its lower and output j + 16 in its upper half.
+#ifndef TROUPE_KERNELS_PACKED_MATRIX_H_
+#define TROUPE_KERNELS_PACKED_MATRIX_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "common/dtype.h"
+#include "common/thread_pool.h"
+
+namespace troupe {
+
+// Immutable after construction, movable, thread-safe to read. Owns its memory
+// (aligned to 64 bytes, huge pages asked for where it is large).
+class PackedMatrix {
+ public:
+  static constexpr size_t kPanelCols = 32;
+
+  PackedMatrix() = default;
+  PackedMatrix(PackedMatrix&& other) noexcept;
+  PackedMatrix& operator=(PackedMatrix&& other) noexcept;
+  ~PackedMatrix();
+
+  // `weights` [n, k] of `dtype`, row-major, n and k > 0, no alignment needed.
+  // The numbers keep their format.
+  static PackedMatrix Pack(DataType dtype, const void* weights, size_t n,
+                           size_t k, ThreadPool& pool);
+
+  // Gate and up projections [n, k] of a gated MLP, their panels alternating
+  // (gate 0, up 0, gate 1, ...), for GatedMlp. n() is that of one of them.
+  static PackedMatrix PackGateUp(DataType dtype, const void* gate,
+                                 const void* up, size_t n, size_t k,
+                                 ThreadPool& pool);
+
+  bool empty() const { return data_ == nullptr; }
+  DataType dtype() const { return dtype_; }
+  size_t n() const { return n_; }
+  size_t k() const { return k_; }
+  bool is_gate_up() const { return is_gate_up_; }
+  size_t num_panels() const {
+    return (n_ + kPanelCols - 1) / kPanelCols * (is_gate_up_ ? 2 : 1);
+  }
+  size_t panel_bytes() const { return k_ * kPanelCols * SizeOf(dtype_); }
+  size_t num_bytes() const { return num_panels() * panel_bytes(); }
+  const uint8_t* panel(size_t i) const { return data_ + i * panel_bytes(); }
+
+ private:
+  // The panels of `num_sources` matrices [n, k], alternating.
+  static PackedMatrix PackAll(DataType dtype, const void* const* sources,
+                              size_t num_sources, size_t n, size_t k,
+                              ThreadPool& pool);
+
+  DataType dtype_ = DataType::kF32;
+  bool is_gate_up_ = false;
+  size_t n_ = 0;
+  size_t k_ = 0;
+  uint8_t* data_ = nullptr;
+};
+
+}  // namespace troupe
+
+#endif  // TROUPE_KERNELS_PACKED_MATRIX_H_
