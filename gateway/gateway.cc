@@ -1,0 +1,257 @@
+#include "gateway/gateway.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/logging.h"
+#include "common/rpc/rpc_server.h"
+#include "common/rpc/status.h"
+#include "common/status_macros.h"
+#include "gateway/gateway_context.h"
+#include "gateway/generate_call.h"
+#include "gateway/stats_call.h"
+#include "protos/gateway.grpc.pb.h"
+
+namespace troupe {
+namespace {
+
+// Longest list that Detokenize takes.
+constexpr int kMaxDetokenizeIds = 1 << 20;
+// gRPC's own default; a prompt of RequestLimits::max_prompt_bytes fits.
+constexpr int kMaxReceiveBytes = 8 << 20;
+
+// Hands every call over to a function or an object of its own. Thread-safe.
+class GatewayService final : public v1::Gateway::CallbackService {
+ public:
+  explicit GatewayService(GatewayContext& context) : context_(context) {}
+
+ private:
+  grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(
+      grpc::CallbackServerContext* server_context,
+      const v1::GenerateRequest* request) override {
+    return StartGenerateCall(context_, server_context, request);
+  }
+
+  grpc::ServerUnaryReactor* GetStats(
+      grpc::CallbackServerContext* server_context,
+      const v1::GetStatsRequest* request, v1::ClusterStats* response) override {
+    return StartStatsCall(context_, server_context, request, response);
+  }
+
+  grpc::ServerUnaryReactor* Tokenize(
+      grpc::CallbackServerContext* server_context,
+      const v1::TokenizeRequest* request,
+      v1::TokenizeResponse* response) override {
+    return Later(server_context, [this, request, response] {
+      return Tokenize(*request, *response);
+    });
+  }
+
+  grpc::ServerUnaryReactor* Detokenize(
+      grpc::CallbackServerContext* server_context,
+      const v1::DetokenizeRequest* request,
+      v1::DetokenizeResponse* response) override {
+    return Later(server_context, [this, request, response] {
+      return Detokenize(*request, *response);
+    });
+  }
+
+  grpc::ServerUnaryReactor* GetModel(
+      grpc::CallbackServerContext* server_context,
+      const v1::GetModelRequest* request, v1::ModelInfo* response) override {
+    *response = DescribeModel(context_.model);
+    const uint32_t routers_context = context_.routers.MaxContext();
+    if (routers_context > 0) {
+      response->set_max_context(
+          std::min(response->max_context(), routers_context));
+    }
+    grpc::ServerUnaryReactor* reactor = server_context->DefaultReactor();
+    reactor->Finish(grpc::Status::OK);
+    return reactor;
+  }
+
+  // Runs `work` on the work queue and finishes the call with its status. The
+  // call counts against the bound on requests while it waits.
+  grpc::ServerUnaryReactor* Later(grpc::CallbackServerContext* server_context,
+                                  std::function<absl::Status()> work) {
+    grpc::ServerUnaryReactor* reactor = server_context->DefaultReactor();
+    auto ticket =
+        std::make_shared<Admission::Ticket>(context_.admission.TryEnter());
+    if (!*ticket) {
+      reactor->Finish(ResourceExhaustedStatus(
+          absl::ResourceExhaustedError("the queue is full"),
+          context_.admission.RetryDelayMs()));
+      return reactor;
+    }
+    context_.live_calls.Add();
+    context_.work_queue.Post(
+        [this, reactor, ticket = std::move(ticket), work = std::move(work)] {
+          const absl::Status status = work();
+          *ticket = Admission::Ticket();
+          reactor->Finish(ToGrpcStatus(status));
+          context_.live_calls.Remove();
+        });
+    return reactor;
+  }
+
+  absl::Status Tokenize(const v1::TokenizeRequest& request,
+                        v1::TokenizeResponse& response) const {
+    if (request.text().size() > context_.limits.max_prompt_bytes) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "text: its length in bytes is ", request.text().size(),
+          "; allowed: at most ", context_.limits.max_prompt_bytes));
+    }
+    const Tokenizer& tokenizer = *context_.model.tokenizer;
+    ABSL_ASSIGN_OR_RETURN(
+        const std::vector<int32_t> token_ids,
+        tokenizer.Encode(request.text(),
+                         {.add_special_tokens = request.add_special_tokens(),
+                          .parse_special = request.parse_special()}));
+    for (const int32_t token_id : token_ids) {
+      response.add_token_ids(static_cast<uint32_t>(token_id));
+      response.add_tokens(
+          TokenText(tokenizer, static_cast<uint32_t>(token_id)));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Detokenize(const v1::DetokenizeRequest& request,
+                          v1::DetokenizeResponse& response) const {
+    if (request.token_ids_size() > kMaxDetokenizeIds) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("token_ids: its size is ", request.token_ids_size(),
+                       "; allowed: at most ", kMaxDetokenizeIds));
+    }
+    std::vector<int32_t> token_ids;
+    for (int i = 0; i < request.token_ids_size(); ++i) {
+      const uint32_t token_id = request.token_ids(i);
+      if (token_id >= context_.model.config.vocab_size ||
+          !context_.model.tokenizer->IsKnown(static_cast<int32_t>(token_id))) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("token_ids[", i, "] is ", token_id,
+                         ", which is no token of this model"));
+      }
+      token_ids.push_back(static_cast<int32_t>(token_id));
+    }
+    ABSL_ASSIGN_OR_RETURN(*response.mutable_text(),
+                          context_.model.tokenizer->Decode(
+                              token_ids, {.skip_special_tokens =
+                                              !request.keep_special_tokens()}));
+    return absl::OkStatus();
+  }
+
+  GatewayContext& context_;
+};
+
+// What grpc.health.v1 says: the routers' readiness until a drain begins.
+// Thread-safe.
+class Readiness {
+ public:
+  void SetServer(RpcServer* server) {
+    absl::MutexLock lock(&mu_);
+    server_ = server;
+    Tell();
+  }
+  void SetRouters(bool any_ready) {
+    absl::MutexLock lock(&mu_);
+    any_ready_ = any_ready;
+    Tell();
+  }
+  void Drain() {
+    absl::MutexLock lock(&mu_);
+    if (std::exchange(draining_, true) || server_ == nullptr) return;
+    server_->SetServing(false);
+  }
+
+ private:
+  void Tell() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    // Once it drains the server may be gone.
+    if (server_ != nullptr && !draining_) server_->SetServing(any_ready_);
+  }
+
+  absl::Mutex mu_;
+  RpcServer* server_ ABSL_GUARDED_BY(mu_) = nullptr;
+  bool any_ready_ ABSL_GUARDED_BY(mu_) = false;
+  bool draining_ ABSL_GUARDED_BY(mu_) = false;
+};
+
+RouterPoolOptions PoolOptions(const GatewayOptions& options,
+                              const ServedModel& model, Readiness& readiness) {
+  RouterPoolOptions pool;
+  pool.addresses = options.routers;
+  pool.model_fingerprint = model.fingerprint;
+  pool.poll_interval = options.poll_interval;
+  pool.on_ready_change = [&readiness](bool any_ready) {
+    readiness.SetRouters(any_ready);
+  };
+  return pool;
+}
+
+}  // namespace
+
+// Members are destroyed in the reverse order: the server first, the context
+// when no call uses it any more.
+struct Gateway::State {
+  State(const GatewayOptions& options, ServedModel model)
+      : admission(options.max_requests),
+        routers(PoolOptions(options, model, readiness)),
+        work_queue(options.tokenizer_threads),
+        context{.name = options.name,
+                .model = std::move(model),
+                .limits = options.limits,
+                .router_wait = options.router_wait,
+                .max_pending_responses = options.max_pending_responses,
+                .counters = {},
+                .admission = admission,
+                .routers = routers,
+                .work_queue = work_queue,
+                .live_calls = {}},
+        service(context) {}
+
+  void Stop(milliseconds grace) {
+    readiness.Drain();
+    context.draining = true;
+    server->Shutdown(grace);
+    routers.Stop();
+    context.live_calls.AwaitNone();
+  }
+
+  Readiness readiness;
+  Admission admission;
+  RouterPool routers;
+  WorkQueue work_queue;
+  GatewayContext context;
+  GatewayService service;
+  std::unique_ptr<RpcServer> server;
+};
+
+Gateway::Gateway(std::unique_ptr<State> state) : state_(std::move(state)) {}
+
+absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Start(
+    const GatewayOptions& options, ServedModel model) {
+  if (options.routers.empty()) {
+    return absl::InvalidArgumentError("routers: at least one address");
+  }
+  if (options.max_requests == 0) {
+    return absl::InvalidArgumentError("max-requests is 0; at least 1");
+  }
+  auto state = std::make_unique<State>(options, std::move(model));
+  RpcServerOptions server_options;
+  server_options.listen = options.listen;
+  server_options.max_receive_bytes = kMaxReceiveBytes;
+  server_options.reflection = options.reflection;
+  ABSL_ASSIGN_OR_RETURN(state->server,
+                        RpcServer::Start(server_options, {&state->service}));
+  state->readiness.SetServer(state->server.get());
+  return std::unique_ptr<Gateway>(new Gateway(std::move(state)));
+}
+
+Gateway::~Gateway() { Drain(milliseconds(0)); }
+
+const std::vector<std::string>& Gateway::addresses() const {
+  return state_->server->addresses();
+}
+
+void Gateway::Drain(milliseconds grace) { state_->Stop(grace); }
+
+}  // namespace troupe

@@ -1,0 +1,57 @@
+// A gateway as an object: what main and the tests start.
+#ifndef TROUPE_GATEWAY_GATEWAY_H_
+#define TROUPE_GATEWAY_GATEWAY_H_
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/clock.h"
+#include "gateway/generate_plan.h"
+#include "gateway/served_model.h"
+
+namespace troupe {
+
+struct GatewayOptions {
+  std::string name = "gateway";
+  // "host:port" (port 0: any free one) or "unix:/path".
+  std::vector<std::string> listen = {"127.0.0.1:7070"};
+  std::vector<std::string> routers;  // addresses
+  // Requests in progress; one more is refused with RESOURCE_EXHAUSTED.
+  uint32_t max_requests = 256;
+  RequestLimits limits;
+  // A sequence whose router was lost waits that long for another one.
+  milliseconds router_wait{30000};
+  milliseconds poll_interval{500};
+  // Responses that may wait for a slow client before its streams pause.
+  size_t max_pending_responses = 64;
+  size_t tokenizer_threads = 1;
+  bool reflection = true;
+};
+
+// Serves troupe.v1.Gateway: owns the server, the connections to routers and
+// all calls. SERVING in grpc.health.v1 while at least one router is ready.
+// Thread-safe.
+class Gateway {
+ public:
+  static absl::StatusOr<std::unique_ptr<Gateway>> Start(
+      const GatewayOptions& options, ServedModel model);
+  // Ends calls that still run.
+  ~Gateway();
+
+  const std::vector<std::string>& addresses() const;
+
+  // NOT_SERVING and no new calls from now on; returns when the running ones
+  // have ended, those that outlast `grace` by cancellation.
+  void Drain(milliseconds grace);
+
+ private:
+  struct State;
+  explicit Gateway(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace troupe
+
+#endif  // TROUPE_GATEWAY_GATEWAY_H_

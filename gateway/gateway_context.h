@@ -1,0 +1,78 @@
+// What the calls of a gateway share.
+#ifndef TROUPE_GATEWAY_GATEWAY_CONTEXT_H_
+#define TROUPE_GATEWAY_GATEWAY_CONTEXT_H_
+
+#include <atomic>
+#include <cstdint>
+#include <string>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "common/clock.h"
+#include "gateway/admission.h"
+#include "gateway/generate_plan.h"
+#include "gateway/router_pool.h"
+#include "gateway/served_model.h"
+#include "gateway/work_queue.h"
+
+namespace troupe {
+
+// Since the start. Thread-safe.
+struct GatewayCounters {
+  std::atomic<uint64_t> requests{0};
+  std::atomic<uint64_t> ok{0};
+  std::atomic<uint64_t> cancelled{0};
+  std::atomic<uint64_t> refused{0};
+  std::atomic<uint64_t> failed{0};
+  std::atomic<uint64_t> prompt_tokens{0};
+  std::atomic<uint64_t> completion_tokens{0};
+};
+
+// Calls that still use the context. Thread-safe.
+class LiveCalls {
+ public:
+  void Add() {
+    absl::MutexLock lock(&mu_);
+    ++count_;
+  }
+  void Remove() {
+    absl::MutexLock lock(&mu_);
+    --count_;
+  }
+  void AwaitNone() {
+    const auto none = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+      return count_ == 0;
+    };
+    absl::MutexLock lock(&mu_);
+    mu_.Await(absl::Condition(&none));
+  }
+
+ private:
+  absl::Mutex mu_;
+  size_t count_ ABSL_GUARDED_BY(mu_) = 0;
+};
+
+// Outlives every call: its owner stops the server, then waits for live_calls.
+struct GatewayContext {
+  // Constant after construction.
+  std::string name;  // of this process
+  ServedModel model;
+  RequestLimits limits;
+  // A sequence that lost its router waits that long for another one.
+  milliseconds router_wait{30000};
+  // Responses of a call that wait for its client; when that many wait, the
+  // call's router streams are not read until some have left.
+  size_t max_pending_responses = 64;
+
+  // Own synchronisation.
+  GatewayCounters counters;
+  Admission& admission;
+  RouterPool& routers;
+  WorkQueue& work_queue;
+  LiveCalls live_calls;
+  std::atomic<bool> draining{false};
+};
+
+}  // namespace troupe
+
+#endif  // TROUPE_GATEWAY_GATEWAY_CONTEXT_H_

@@ -1,0 +1,654 @@
+#include "gateway/generate_call.h"
+
+#include <sys/random.h>
+
+#include <algorithm>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "common/check.h"
+#include "common/logging.h"
+#include "common/rpc/rpc_channel.h"
+#include "common/rpc/status.h"
+#include "gateway/choice_text.h"
+#include "protos/router.grpc.pb.h"
+
+namespace troupe {
+namespace {
+
+// Longer texts are tokenized outside of gRPC's callback threads.
+constexpr size_t kInlineTextBytes = 16 << 10;
+// Prompt tokens per response with echo: log-probabilities with alternatives of
+// a long prompt would not fit the 4 MiB that clients accept by default.
+constexpr size_t kEchoTokensPerResponse = 256;
+// Routers that one sequence may move to after the first.
+constexpr int kMaxMoves = 3;
+
+SteadyTime Now() { return Clock::Real().Now(); }
+
+double MillisecondsSince(SteadyTime start) {
+  return std::chrono::duration<double, std::milli>(Now() - start).count();
+}
+
+uint64_t RandomSeed() {
+  uint64_t seed = 0;
+  const ssize_t num_bytes = getrandom(&seed, sizeof(seed), 0);
+  CHECK_EQ(num_bytes, static_cast<ssize_t>(sizeof(seed)));
+  return seed;
+}
+
+// The router went away, or the way to it: another one can go on. A call that
+// we cancelled does not get here; UNKNOWN is what gRPC makes of a stream that
+// was cut at the wrong moment.
+bool LostRouter(const grpc::Status& status) {
+  return status.error_code() == grpc::StatusCode::UNAVAILABLE ||
+         status.error_code() == grpc::StatusCode::CANCELLED ||
+         status.error_code() == grpc::StatusCode::UNKNOWN;
+}
+
+const char* Outcome(const grpc::Status& status) {
+  switch (status.error_code()) {
+    case grpc::StatusCode::OK:
+      return "ok";
+    case grpc::StatusCode::CANCELLED:
+    case grpc::StatusCode::DEADLINE_EXCEEDED:
+      return "cancelled";
+    case grpc::StatusCode::RESOURCE_EXHAUSTED:
+      return "refused";
+    default:
+      return "failed";
+  }
+}
+
+class GenerateCall;
+
+// One Router.Generate call of one choice. Deletes itself when it is done;
+// `call` is alive until then. Its public functions are called with the lock of
+// its GenerateCall held.
+class RouterAttempt final
+    : public grpc::ClientReadReactor<v1::RouterGenerateResponse> {
+ public:
+  RouterAttempt(std::shared_ptr<GenerateCall> call, size_t choice,
+                RouterLease lease, v1::RouterGenerateRequest request)
+      : call_(std::move(call)),
+        choice_(choice),
+        lease_(std::move(lease)),
+        request_(std::move(request)) {}
+
+  void Begin(SteadyTime deadline) {
+    SetDeadline(context_, deadline);
+    lease_.stub().async()->Generate(&context_, &request_, this);
+    AddHold();  // for reads that start outside of a reaction
+    StartRead(&response_);
+    StartCall();
+  }
+
+  // No read is in flight; the next one waits for Resume.
+  void Pause() { paused_ = true; }
+  void Resume() {
+    if (!std::exchange(paused_, false)) return;
+    StartRead(&response_);
+  }
+  void Cancel() {
+    context_.TryCancel();
+    Resume();
+  }
+
+  const RouterLease& lease() const { return lease_; }
+
+ private:
+  void OnReadDone(bool ok) override;
+  void OnDone(const grpc::Status& status) override;
+
+  const std::shared_ptr<GenerateCall> call_;
+  const size_t choice_;
+  const RouterLease lease_;
+  const v1::RouterGenerateRequest request_;
+  grpc::ClientContext context_;
+  v1::RouterGenerateResponse response_;
+  bool paused_ = false;
+};
+
+// Refuses, or tokenizes, starts one router stream per choice, turns tokens
+// into responses and writes these one after the other.
+//
+// Owned by itself (until OnDone) and by its attempts, through shared_ptr. All
+// reactions take mu_; gRPC never runs one inside of a call that we make, so
+// operations are started with it held.
+class GenerateCall final
+    : public grpc::ServerWriteReactor<v1::GenerateResponse>,
+      public std::enable_shared_from_this<GenerateCall> {
+ public:
+  GenerateCall(GatewayContext& context,
+               grpc::CallbackServerContext* server_context,
+               const v1::GenerateRequest& request)
+      : context_(context),
+        request_(request),
+        start_(Now()),
+        deadline_(ToSteadyTime(server_context->deadline())),
+        seed_(request.has_seed()               ? request.seed()
+              : request.sampling().seed() != 0 ? request.sampling().seed()
+                                               : RandomSeed()),
+        request_id_(request.request_id().empty()
+                        ? absl::StrFormat("%016x", RandomSeed())
+                        : request.request_id()) {
+    context_.live_calls.Add();
+  }
+  ~GenerateCall() override { context_.live_calls.Remove(); }
+
+  void Begin();
+
+  // Of an attempt. True: read on.
+  bool OnRouterResponse(size_t index, RouterAttempt* attempt,
+                        const v1::RouterGenerateResponse& response);
+  void OnRouterDone(size_t index, RouterAttempt* attempt,
+                    const grpc::Status& status);
+
+ private:
+  struct Choice {
+    v1::RouterGenerateRequest plan;
+    std::unique_ptr<ChoiceText> text;
+    std::vector<uint32_t> generated;
+    bool echoed = false;
+    bool done = false;
+    int moves = 0;
+    std::vector<size_t> refused_by;  // routers
+    v1::RouterUsage usage;
+    RouterAttempt* attempt = nullptr;  // deletes itself
+  };
+
+  void OnWriteDone(bool ok) override;
+  void OnCancel() override;
+  void OnDone() override;
+
+  grpc::Status Admit();
+  void Prepare();
+  absl::StatusOr<std::vector<Choice>> Plan() const;
+  void StartAttempt(size_t index, RouterLease lease)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void OnRouterFound(size_t index, std::optional<RouterLease> lease);
+  // After an attempt ended early: elsewhere, if that makes sense.
+  void Move(size_t index, const grpc::Status& status)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  void Echo(size_t index, const v1::RouterGenerateResponse& response)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void AddToken(Choice& choice, const v1::TokenOutput& token,
+                bool is_stop_token, v1::GenerateResponse& response)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  v1::GeneratedToken Describe(const v1::TokenOutput& token,
+                              bool has_logprob) const;
+  void FinishChoice(Choice& choice, v1::FinishReason reason,
+                    v1::GenerateResponse& response)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool AllDone() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  v1::Usage MakeUsage() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  // The call ends with `status` once what waits is written; routers are told
+  // at once. Only the first counts.
+  void End(const grpc::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Pump() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void CountAndLog();
+
+  // Constant after construction.
+  GatewayContext& context_;
+  const v1::GenerateRequest request_;
+  const SteadyTime start_;
+  const SteadyTime deadline_;
+  const uint64_t seed_;
+  const std::string request_id_;
+
+  absl::Mutex mu_;
+  std::shared_ptr<GenerateCall> self_ ABSL_GUARDED_BY(mu_);
+  Admission::Ticket ticket_ ABSL_GUARDED_BY(mu_);
+  std::vector<Choice> choices_ ABSL_GUARDED_BY(mu_);
+  size_t num_prompt_tokens_ ABSL_GUARDED_BY(mu_) = 0;
+  double ttft_ms_ ABSL_GUARDED_BY(mu_) = 0;
+  std::deque<v1::GenerateResponse> outbox_ ABSL_GUARDED_BY(mu_);
+  v1::GenerateResponse writing_response_ ABSL_GUARDED_BY(mu_);
+  bool writing_ ABSL_GUARDED_BY(mu_) = false;
+  bool ending_ ABSL_GUARDED_BY(mu_) = false;
+  bool finished_ ABSL_GUARDED_BY(mu_) = false;
+  grpc::Status final_status_ ABSL_GUARDED_BY(mu_);
+};
+
+void RouterAttempt::OnReadDone(bool ok) {
+  if (!ok) {
+    RemoveHold();
+    return;
+  }
+  if (call_->OnRouterResponse(choice_, this, response_)) {
+    StartRead(&response_);
+  }
+}
+
+void RouterAttempt::OnDone(const grpc::Status& status) {
+  call_->OnRouterDone(choice_, this, status);
+  delete this;
+}
+
+void GenerateCall::Begin() {
+  ++context_.counters.requests;
+  const grpc::Status status = Admit();
+  if (!status.ok()) {
+    absl::MutexLock lock(&mu_);
+    End(status);
+    return;
+  }
+  if (request_.text().size() > kInlineTextBytes) {
+    context_.work_queue.Post([self = shared_from_this()] { self->Prepare(); });
+  } else {
+    Prepare();
+  }
+}
+
+grpc::Status GenerateCall::Admit() {
+  absl::MutexLock lock(&mu_);
+  self_ = shared_from_this();
+  if (context_.draining) {
+    return grpc::Status(grpc::StatusCode::UNAVAILABLE,
+                        "this gateway is draining");
+  }
+  ticket_ = context_.admission.TryEnter();
+  if (!ticket_) {
+    return ResourceExhaustedStatus(
+        absl::ResourceExhaustedError(absl::StrCat(
+            "the queue is full: ", context_.admission.max_requests(),
+            " requests are being served")),
+        context_.admission.RetryDelayMs());
+  }
+  return ToGrpcStatus(
+      CheckGenerateRequest(request_, context_.model, context_.limits));
+}
+
+absl::StatusOr<std::vector<GenerateCall::Choice>> GenerateCall::Plan() const {
+  const ServedModel& model = context_.model;
+  absl::StatusOr<std::vector<uint32_t>> prompt =
+      EncodePrompt(request_, *model.tokenizer);
+  if (!prompt.ok()) return prompt.status();
+  auto max_context =
+      static_cast<uint32_t>(model.config.max_position_embeddings);
+  const uint32_t routers_context = context_.routers.MaxContext();
+  if (routers_context > 0) max_context = std::min(max_context, routers_context);
+  const absl::StatusOr<uint32_t> max_tokens = FitContext(
+      prompt->size(), request_.max_tokens(), max_context, context_.limits);
+  if (!max_tokens.ok()) return max_tokens.status();
+  std::vector<Choice> choices(NumChoices(request_));
+  for (uint32_t i = 0; i < choices.size(); ++i) {
+    choices[i].plan = PlanChoice(request_, model, *prompt, *max_tokens, seed_,
+                                 request_id_, i);
+    choices[i].text = std::make_unique<ChoiceText>(*model.tokenizer,
+                                                   PlanText(request_), *prompt);
+  }
+  return choices;
+}
+
+void GenerateCall::Prepare() {
+  absl::StatusOr<std::vector<Choice>> choices = Plan();
+  absl::MutexLock lock(&mu_);
+  if (ending_) return;  // cancelled meanwhile
+  if (!choices.ok()) {
+    End(ToGrpcStatus(choices.status()));
+    return;
+  }
+  choices_ = *std::move(choices);
+  num_prompt_tokens_ =
+      static_cast<size_t>(choices_[0].plan.prompt_token_ids_size());
+  context_.counters.prompt_tokens += num_prompt_tokens_;
+  for (size_t i = 0; i < choices_.size(); ++i) {
+    std::optional<RouterLease> lease = context_.routers.Pick({});
+    if (!lease) {
+      End(grpc::Status(
+          grpc::StatusCode::UNAVAILABLE,
+          absl::StrCat("no router is ready: ", context_.routers.Explain())));
+      return;
+    }
+    StartAttempt(i, *std::move(lease));
+  }
+}
+
+void GenerateCall::StartAttempt(size_t index, RouterLease lease) {
+  Choice& choice = choices_[index];
+  v1::RouterGenerateRequest request = choice.plan;
+  request.mutable_generated_token_ids()->Add(choice.generated.begin(),
+                                             choice.generated.end());
+  if (choice.echoed) request.set_prompt_logprobs(false);
+  choice.attempt = new RouterAttempt(shared_from_this(), index,
+                                     std::move(lease), std::move(request));
+  choice.attempt->Begin(deadline_);
+}
+
+bool GenerateCall::OnRouterResponse(
+    size_t index, RouterAttempt* attempt,
+    const v1::RouterGenerateResponse& response) {
+  absl::MutexLock lock(&mu_);
+  Choice& choice = choices_[index];
+  if (ending_ || choice.done || choice.attempt != attempt) return true;
+  if (request_.echo() && !choice.echoed) Echo(index, response);
+  v1::GenerateResponse output;
+  output.set_index(static_cast<uint32_t>(index));
+  for (int i = 0; i < response.tokens_size() && !choice.done; ++i) {
+    const v1::TokenOutput& token = response.tokens(i);
+    const auto& stops = choice.plan.stop_token_ids();
+    const bool is_stop_token =
+        i + 1 == response.tokens_size() &&
+        response.finish_reason() == v1::FINISH_REASON_STOP &&
+        std::find(stops.begin(), stops.end(), token.token_id()) != stops.end();
+    AddToken(choice, token, is_stop_token, output);
+  }
+  if (!choice.done && response.has_usage()) choice.usage = response.usage();
+  if (!choice.done &&
+      response.finish_reason() != v1::FINISH_REASON_UNSPECIFIED) {
+    const ChoiceText::Delta rest = choice.text->Finish();
+    output.mutable_text()->append(rest.text);
+    if (rest.stopped) output.set_stop_reason(rest.stop);
+    FinishChoice(
+        choice,
+        rest.stopped ? v1::FINISH_REASON_STOP : response.finish_reason(),
+        output);
+  }
+  if (output.tokens_size() > 0 || choice.done) {
+    outbox_.push_back(std::move(output));
+  }
+  // The text ended here, though the router would go on.
+  if (choice.done &&
+      response.finish_reason() == v1::FINISH_REASON_UNSPECIFIED) {
+    attempt->Cancel();
+  }
+  if (AllDone()) {
+    End(grpc::Status::OK);
+    return true;
+  }
+  Pump();
+  if (!choice.done && outbox_.size() >= context_.max_pending_responses) {
+    attempt->Pause();
+    return false;
+  }
+  return true;
+}
+
+void GenerateCall::Echo(size_t index,
+                        const v1::RouterGenerateResponse& response) {
+  Choice& choice = choices_[index];
+  choice.echoed = true;
+  const auto& prompt = choice.plan.prompt_token_ids();
+  const bool has_logprobs = response.prompt_size() == prompt.size();
+  std::string text = request_.text();
+  if (!request_.has_text()) {
+    const std::vector<int32_t> token_ids(prompt.begin(), prompt.end());
+    // Ids without text in the tokenizer leave a gap, as in the output.
+    StreamDecoder decoder(
+        *context_.model.tokenizer,
+        {.skip_special_tokens = !request_.keep_special_tokens()});
+    for (const int32_t token_id : token_ids) text += decoder.Append(token_id);
+    text += decoder.Finish();
+  }
+  v1::GenerateResponse output;
+  output.set_text(std::move(text));
+  for (int i = 0; i < prompt.size(); ++i) {
+    v1::TokenOutput token;
+    if (has_logprobs) token = response.prompt(i);
+    token.set_token_id(prompt[i]);
+    *output.add_tokens() =
+        Describe(token, /*has_logprob=*/has_logprobs && i > 0);
+    output.mutable_tokens()->rbegin()->set_is_prompt(true);
+    if (i + 1 == prompt.size() ||
+        output.tokens_size() == static_cast<int>(kEchoTokensPerResponse)) {
+      output.set_index(static_cast<uint32_t>(index));
+      outbox_.push_back(std::exchange(output, v1::GenerateResponse()));
+    }
+  }
+}
+
+void GenerateCall::AddToken(Choice& choice, const v1::TokenOutput& token,
+                            bool is_stop_token,
+                            v1::GenerateResponse& response) {
+  if (ttft_ms_ == 0) ttft_ms_ = MillisecondsSince(start_);
+  choice.generated.push_back(token.token_id());
+  *response.add_tokens() = Describe(token, request_.logprobs());
+  if (is_stop_token) {
+    response.set_stop_reason(
+        TokenText(*context_.model.tokenizer, token.token_id()));
+    if (!request_.include_stop()) return;
+  }
+  ChoiceText::Delta delta = choice.text->Append(token.token_id());
+  response.mutable_text()->append(delta.text);
+  if (delta.stopped) {
+    response.set_stop_reason(delta.stop);
+    FinishChoice(choice, v1::FINISH_REASON_STOP, response);
+  }
+}
+
+v1::GeneratedToken GenerateCall::Describe(const v1::TokenOutput& token,
+                                          bool has_logprob) const {
+  const Tokenizer& tokenizer = *context_.model.tokenizer;
+  v1::GeneratedToken described;
+  described.set_token_id(token.token_id());
+  described.set_text(TokenText(tokenizer, token.token_id()));
+  if (!has_logprob) return described;
+  described.set_has_logprob(true);
+  described.set_logprob(token.logprob());
+  for (const v1::TokenLogprob& top : token.top_logprobs()) {
+    v1::GeneratedToken::Alternative* alternative = described.add_top_logprobs();
+    alternative->set_token_id(top.token_id());
+    alternative->set_text(TokenText(tokenizer, top.token_id()));
+    alternative->set_logprob(top.logprob());
+  }
+  return described;
+}
+
+void GenerateCall::FinishChoice(Choice& choice, v1::FinishReason reason,
+                                v1::GenerateResponse& response) {
+  choice.done = true;
+  response.set_finish_reason(reason);
+  if (AllDone()) *response.mutable_usage() = MakeUsage();
+}
+
+bool GenerateCall::AllDone() const {
+  return std::all_of(choices_.begin(), choices_.end(),
+                     [](const Choice& choice) { return choice.done; });
+}
+
+v1::Usage GenerateCall::MakeUsage() const {
+  v1::Usage usage;
+  size_t completion_tokens = 0;
+  uint32_t preemptions = 0;
+  double queue_ms = 0;
+  for (const Choice& choice : choices_) {
+    completion_tokens += choice.generated.size();
+    preemptions += choice.usage.preemptions();
+    queue_ms = std::max(queue_ms, choice.usage.queue_ms());
+  }
+  usage.set_prompt_tokens(static_cast<uint32_t>(num_prompt_tokens_));
+  usage.set_completion_tokens(static_cast<uint32_t>(completion_tokens));
+  usage.set_total_tokens(
+      static_cast<uint32_t>(num_prompt_tokens_ + completion_tokens));
+  usage.set_seed(seed_);
+  usage.set_request_id(request_id_);
+  usage.set_preemptions(preemptions);
+  usage.set_queue_ms(queue_ms);
+  usage.set_ttft_ms(ttft_ms_);
+  usage.set_total_ms(MillisecondsSince(start_));
+  return usage;
+}
+
+void GenerateCall::OnRouterDone(size_t index, RouterAttempt* attempt,
+                                const grpc::Status& status) {
+  absl::MutexLock lock(&mu_);
+  Choice& choice = choices_[index];
+  CHECK(choice.attempt == attempt);
+  choice.attempt = nullptr;
+  if (ending_ || choice.done) return;
+  if (LostRouter(status)) context_.routers.ReportLost(attempt->lease().index());
+  if (status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED) {
+    choice.refused_by.push_back(attempt->lease().index());
+  }
+  if (!status.ok()) {
+    spdlog::warn("router call ended early request_id={} router={} code={} {}",
+                 choice.plan.request_id(), attempt->lease().address(),
+                 static_cast<int>(status.error_code()), status.error_message());
+  }
+  Move(index, status);
+}
+
+void GenerateCall::Move(size_t index, const grpc::Status& status) {
+  Choice& choice = choices_[index];
+  if (status.ok()) {
+    End(grpc::Status(grpc::StatusCode::INTERNAL,
+                     "the router ended the stream without a finish reason"));
+    return;
+  }
+  const bool refused =
+      status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED;
+  if (!refused && (!LostRouter(status) || choice.moves >= kMaxMoves ||
+                   Now() >= deadline_)) {
+    End(status);
+    return;
+  }
+  if (std::optional<RouterLease> lease =
+          context_.routers.Pick(choice.refused_by)) {
+    ++choice.moves;
+    StartAttempt(index, *std::move(lease));
+    return;
+  }
+  if (refused) {
+    const int delay_ms = RetryDelayMs(status);
+    End(ResourceExhaustedStatus(
+        FromGrpcStatus(status),
+        delay_ms >= 0 ? delay_ms : context_.admission.RetryDelayMs()));
+    return;
+  }
+  ++choice.moves;
+  const SteadyTime until = std::min(deadline_, Now() + context_.router_wait);
+  const bool waiting = context_.routers.PickWhenReady(
+      until,
+      [self = shared_from_this(), index](std::optional<RouterLease> lease) {
+        self->OnRouterFound(index, std::move(lease));
+      });
+  if (!waiting) End(status);
+}
+
+void GenerateCall::OnRouterFound(size_t index,
+                                 std::optional<RouterLease> lease) {
+  absl::MutexLock lock(&mu_);
+  if (ending_) return;
+  if (!lease) {
+    End(grpc::Status(grpc::StatusCode::UNAVAILABLE,
+                     absl::StrCat("the router was lost and no other is ready: ",
+                                  context_.routers.Explain())));
+    return;
+  }
+  StartAttempt(index, *std::move(lease));
+}
+
+void GenerateCall::End(const grpc::Status& status) {
+  if (!ending_) {
+    ending_ = true;
+    final_status_ = status;
+    for (Choice& choice : choices_) {
+      if (choice.attempt != nullptr && !choice.done) choice.attempt->Cancel();
+      if (choice.attempt != nullptr) choice.attempt->Resume();
+    }
+  }
+  Pump();
+}
+
+void GenerateCall::Pump() {
+  if (writing_ || finished_) return;
+  if (!outbox_.empty()) {
+    writing_ = true;
+    writing_response_ = std::move(outbox_.front());
+    outbox_.pop_front();
+    StartWrite(&writing_response_);
+    return;
+  }
+  if (ending_) {
+    finished_ = true;
+    Finish(final_status_);
+  }
+}
+
+void GenerateCall::OnWriteDone(bool ok) {
+  absl::MutexLock lock(&mu_);
+  writing_ = false;
+  if (!ok) {
+    outbox_.clear();
+    End(grpc::Status(grpc::StatusCode::CANCELLED, "the client went away"));
+    return;
+  }
+  if (outbox_.size() <= context_.max_pending_responses / 2) {
+    for (Choice& choice : choices_) {
+      if (choice.attempt != nullptr) choice.attempt->Resume();
+    }
+  }
+  Pump();
+}
+
+void GenerateCall::OnCancel() {
+  absl::MutexLock lock(&mu_);
+  outbox_.clear();
+  End(Now() >= deadline_ ? grpc::Status(grpc::StatusCode::DEADLINE_EXCEEDED,
+                                        "the deadline of the call has passed")
+                         : grpc::Status(grpc::StatusCode::CANCELLED,
+                                        "cancelled by the client"));
+}
+
+void GenerateCall::OnDone() {
+  CountAndLog();
+  std::shared_ptr<GenerateCall> self;
+  {
+    absl::MutexLock lock(&mu_);
+    ticket_ = Admission::Ticket();
+    self = std::move(self_);
+  }
+}
+
+void GenerateCall::CountAndLog() {
+  absl::MutexLock lock(&mu_);
+  GatewayCounters& counters = context_.counters;
+  size_t completion_tokens = 0;
+  for (const Choice& choice : choices_) {
+    completion_tokens += choice.generated.size();
+  }
+  counters.completion_tokens += completion_tokens;
+  const double total_ms = MillisecondsSince(start_);
+  switch (final_status_.error_code()) {
+    case grpc::StatusCode::OK:
+      ++counters.ok;
+      context_.admission.RecordDuration(total_ms);
+      break;
+    case grpc::StatusCode::CANCELLED:
+    case grpc::StatusCode::DEADLINE_EXCEEDED:
+      ++counters.cancelled;
+      break;
+    case grpc::StatusCode::RESOURCE_EXHAUSTED:
+      ++counters.refused;
+      break;
+    default:
+      ++counters.failed;
+  }
+  spdlog::info(
+      "request request_id={} outcome={} code={} prompt_tokens={} "
+      "completion_tokens={} ttft_ms={:.1f} total_ms={:.1f}",
+      request_id_, Outcome(final_status_),
+      static_cast<int>(final_status_.error_code()), num_prompt_tokens_,
+      completion_tokens, ttft_ms_, total_ms);
+}
+
+}  // namespace
+
+grpc::ServerWriteReactor<v1::GenerateResponse>* StartGenerateCall(
+    GatewayContext& context, grpc::CallbackServerContext* server_context,
+    const v1::GenerateRequest* request) {
+  auto call = std::make_shared<GenerateCall>(context, server_context, *request);
+  call->Begin();
+  return call.get();
+}
+
+}  // namespace troupe

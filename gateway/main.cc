@@ -1,0 +1,140 @@
+// troupe-gateway: takes calls of clients and sends them on to routers.
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "CLI/CLI.hpp"
+#include "absl/strings/str_cat.h"
+#include "common/logging.h"
+#include "common/rpc/rpc_server.h"
+#include "gateway/gateway.h"
+
+namespace troupe {
+namespace {
+
+struct Flags {
+  std::string model_dir;
+  std::string model_name;
+  GatewayOptions gateway;
+  int drain_seconds = 30;
+  int router_wait_seconds = 30;
+  std::string log_level = "info";
+  bool die_with_parent = false;
+};
+
+void AddFlags(CLI::App& app, Flags& flags) {
+  app.add_option("MODEL_DIR", flags.model_dir,
+                 "Checkpoint folder; config and tokenizer are read")
+      ->envname("TROUPE_MODEL_DIR")
+      ->required();
+  app.add_option("--routers", flags.gateway.routers,
+                 "Addresses of routers: host:port or unix:/path")
+      ->envname("TROUPE_ROUTERS")
+      ->delimiter(',')
+      ->required();
+  app.add_option("--name", flags.gateway.name, "Name in statistics and logs")
+      ->envname("TROUPE_NAME")
+      ->capture_default_str();
+  app.add_option("--model-name", flags.model_name,
+                 "Name of the model; default: the folder's name")
+      ->envname("TROUPE_MODEL_NAME");
+  app.add_option("--listen", flags.gateway.listen,
+                 "host:port (port 0: any) or unix:/path; may be repeated")
+      ->envname("TROUPE_LISTEN")
+      ->delimiter(',')
+      ->capture_default_str();
+  app.add_option("--max-requests", flags.gateway.max_requests,
+                 "Requests in progress; more are refused")
+      ->envname("TROUPE_MAX_REQUESTS")
+      ->check(CLI::Range(1u, 1u << 20))
+      ->capture_default_str();
+  app.add_option("--max-prompt-bytes", flags.gateway.limits.max_prompt_bytes,
+                 "Longest text of a prompt, in bytes")
+      ->envname("TROUPE_MAX_PROMPT_BYTES")
+      ->check(CLI::Range(1u, 7u << 20))
+      ->capture_default_str();
+  app.add_option("--max-prompt-tokens", flags.gateway.limits.max_prompt_tokens,
+                 "Longest prompt in tokens; 0: what the context holds")
+      ->envname("TROUPE_MAX_PROMPT_TOKENS")
+      ->capture_default_str();
+  app.add_option("--router-wait-seconds", flags.router_wait_seconds,
+                 "How long a stream that lost its router waits for another")
+      ->envname("TROUPE_ROUTER_WAIT_SECONDS")
+      ->check(CLI::Range(0, 3600))
+      ->capture_default_str();
+  app.add_option("--drain-seconds", flags.drain_seconds,
+                 "On SIGTERM: time for running streams to end")
+      ->envname("TROUPE_DRAIN_SECONDS")
+      ->check(CLI::Range(0, 86400))
+      ->capture_default_str();
+  app.add_option("--reflection", flags.gateway.reflection,
+                 "Server reflection, for grpcurl and its kind")
+      ->envname("TROUPE_REFLECTION")
+      ->capture_default_str();
+  app.add_option("--log-level", flags.log_level, "What goes to stderr")
+      ->envname("TROUPE_LOG_LEVEL")
+      ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error", "off"}))
+      ->capture_default_str();
+  app.add_flag("--die-with-parent", flags.die_with_parent,
+               "End when the process that started this one ends");
+}
+
+std::string BaseName(std::string path) {
+  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  const size_t slash = path.rfind('/');
+  return slash == std::string::npos ? path : path.substr(slash + 1);
+}
+
+int Run(const Flags& flags) {
+  absl::StatusOr<ServedModel> model = LoadServedModel(
+      flags.model_dir,
+      flags.model_name.empty() ? BaseName(flags.model_dir) : flags.model_name);
+  if (!model.ok()) {
+    spdlog::error("{}", std::string(model.status().message()));
+    return 1;
+  }
+  GatewayOptions options = flags.gateway;
+  options.router_wait = std::chrono::seconds(flags.router_wait_seconds);
+  absl::StatusOr<std::unique_ptr<Gateway>> gateway =
+      Gateway::Start(options, *std::move(model));
+  if (!gateway.ok()) {
+    spdlog::error("{}", std::string(gateway.status().message()));
+    return 1;
+  }
+  // For whoever started this process with port 0.
+  for (const std::string& address : (*gateway)->addresses()) {
+    std::printf("listening on %s\n", address.c_str());
+  }
+  std::fflush(stdout);
+  const std::chrono::seconds grace(flags.drain_seconds);
+  const int signal = WaitForTermination(grace + std::chrono::seconds(5));
+  spdlog::info("draining signal={} limit_s={}", signal, flags.drain_seconds);
+  (*gateway)->Drain(grace);
+  spdlog::info("drained");
+  return 0;
+}
+
+}  // namespace
+}  // namespace troupe
+
+int main(int argc, char** argv) {
+  troupe::BlockTerminationSignals();
+  CLI::App app(
+      "Takes calls of clients (gRPC troupe.v1.Gateway) and sends them on to "
+      "routers.\nEvery flag can be given as TROUPE_<NAME>, too. Exit status: "
+      "0 after SIGTERM,\n1 when it cannot start, 2 for a wrong flag.",
+      "troupe-gateway");
+  app.footer(
+      "Example:\n  troupe-gateway models/demo --routers 10.0.0.5:7071,"
+      "10.0.0.6:7071 --listen 0.0.0.0:7070");
+  troupe::Flags flags;
+  troupe::AddFlags(app, flags);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  if (flags.die_with_parent) troupe::DieWithParent();
+  troupe::InitLogging(flags.gateway.name, flags.log_level);
+  return troupe::Run(flags);
+}
