@@ -79,8 +79,7 @@ class ExpertPool::PoolMember final : public ExpertPeer::Listener {
   uint64_t failures = 0;
   double round_trip_seconds = 0.0;  // sum over messages
 
-  // Last, so that its callbacks end before the rest goes.
-  const std::unique_ptr<ExpertPeer> peer;
+  std::unique_ptr<ExpertPeer> peer;
 };
 
 ExpertPool::ExpertPool(ExpertPoolOptions options, std::vector<Member> members)
@@ -103,7 +102,8 @@ ExpertPool::~ExpertPool() {
     stopping_ = true;
   }
   maintenance_.join();
-  members_.clear();
+  // Peers first: their last callbacks still look at all members.
+  for (const auto& member : members_) member->peer.reset();
 }
 
 void ExpertPool::Maintain() {

@@ -145,6 +145,16 @@ int WaitForTermination(milliseconds drain_limit) {
   return received;
 }
 
+absl::Status CheckTermination() {
+  sigset_t pending;
+  sigpending(&pending);
+  if (sigismember(&pending, SIGTERM) == 1 ||
+      sigismember(&pending, SIGINT) == 1) {
+    return absl::CancelledError("told to end while starting");
+  }
+  return absl::OkStatus();
+}
+
 void DieWithParent() { prctl(PR_SET_PDEATHSIG, SIGTERM); }
 
 }  // namespace troupe

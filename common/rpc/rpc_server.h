@@ -60,6 +60,10 @@ void BlockTerminationSignals();
 // process at once with exit status 1.
 int WaitForTermination(milliseconds drain_limit);
 
+// Cancelled when SIGTERM or SIGINT came before WaitForTermination: asked by
+// what takes long at the start.
+absl::Status CheckTermination();
+
 // Ends this process when its parent does (Linux), so that a supervisor that is
 // killed leaves no children behind.
 void DieWithParent();

@@ -1,0 +1,290 @@
+#include "expert_service/expert_server.h"
+
+#include <unistd.h>
+
+#include <deque>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/logging.h"
+#include "common/process_memory.h"
+#include "common/rpc/status.h"
+
+namespace troupe {
+namespace {
+
+// Messages of one stream that are queued, running or waiting to be sent. At
+// the bound we stop reading: flow control then holds the router back.
+constexpr size_t kMaxPending = 64;
+
+}  // namespace
+
+// Lives from Exchange() until OnDone; the shared_ptr in `self_` and those of
+// batches in flight keep it. All state under mu_.
+class ExpertServer::Stream final
+    : public grpc::ServerBidiReactor<v1::ExpertRequest, v1::ExpertResponse>,
+      public std::enable_shared_from_this<ExpertServer::Stream> {
+ public:
+  explicit Stream(ExpertServer& server) : server_(server) {}
+
+  void Start() {
+    absl::MutexLock lock(&mu_);
+    reading_ = true;
+    StartRead(&request_);
+  }
+
+  void SendDescription(v1::ExpertDescription description) {
+    v1::ExpertResponse response;
+    *response.mutable_description() = std::move(description);
+    absl::MutexLock lock(&mu_);
+    if (greeted_) Enqueue(std::move(response));
+  }
+
+  // Once everything that is pending has been sent.
+  void End(const grpc::Status& status) {
+    absl::MutexLock lock(&mu_);
+    EndLocked(status);
+  }
+
+ private:
+  void OnReadDone(bool ok) override {
+    if (!ok) {  // the router has closed its side, or is gone
+      absl::MutexLock lock(&mu_);
+      reading_ = false;
+      EndLocked(grpc::Status::OK);
+      return;
+    }
+    const absl::Status status = Handle();
+    absl::MutexLock lock(&mu_);
+    reading_ = false;
+    if (!status.ok()) {
+      spdlog::warn("router \"{}\": {}", router_name_,
+                   std::string(status.message()));
+      EndLocked(ToGrpcStatus(status));
+      return;
+    }
+    MaybeRead();
+  }
+
+  // One request; the reactor's reads are one at a time.
+  absl::Status Handle() {
+    if (request_.has_hello()) {
+      const v1::ExpertHello& hello = request_.hello();
+      v1::ExpertDescription description = server_.description();
+      if (hello.model_fingerprint() != description.model_fingerprint()) {
+        return absl::FailedPreconditionError(absl::StrCat(
+            "the router serves model ", hello.model_fingerprint(),
+            ", this expert process ", description.model_fingerprint()));
+      }
+      v1::ExpertResponse response;
+      *response.mutable_description() = std::move(description);
+      absl::MutexLock lock(&mu_);
+      router_name_ = hello.router_name();
+      if (!greeted_) spdlog::info("router \"{}\" connected", router_name_);
+      greeted_ = true;
+      Enqueue(std::move(response));
+      return absl::OkStatus();
+    }
+    if (!request_.has_batch()) {
+      return absl::InvalidArgumentError("ExpertRequest.message: not set");
+    }
+    {
+      absl::MutexLock lock(&mu_);
+      if (!greeted_) {
+        return absl::FailedPreconditionError("a batch before the hello");
+      }
+      ++pending_;
+    }
+    ExpertBatcher* batcher = server_.batcher();
+    if (batcher == nullptr) {
+      v1::ExpertOutput output;
+      output.set_attempt_id(request_.batch().attempt_id());
+      output.set_verdict(v1::ExpertOutput::VERDICT_DRAINING);
+      OnOutput(std::move(output));
+      return absl::OkStatus();
+    }
+    const absl::Status valid = batcher->Validate(request_.batch());
+    if (!valid.ok()) {
+      absl::MutexLock lock(&mu_);
+      --pending_;
+      return valid;
+    }
+    batcher->Submit(std::move(*request_.mutable_batch()),
+                    [self = shared_from_this()](v1::ExpertOutput output) {
+                      self->OnOutput(std::move(output));
+                    });
+    return absl::OkStatus();
+  }
+
+  void OnOutput(v1::ExpertOutput output) {
+    v1::ExpertResponse response;
+    *response.mutable_output() = std::move(output);
+    absl::MutexLock lock(&mu_);
+    if (done_) return;
+    Enqueue(std::move(response));
+  }
+
+  void OnWriteDone(bool ok) override {
+    absl::MutexLock lock(&mu_);
+    if (responses_.front().has_output()) --pending_;
+    responses_.pop_front();
+    if (!ok) {
+      responses_.clear();
+      EndLocked(grpc::Status::OK);
+    } else if (!responses_.empty()) {
+      StartWrite(&responses_.front());
+    }
+    FinishIfIdle();
+    MaybeRead();
+  }
+
+  void OnDone() override {
+    std::shared_ptr<Stream> self = shared_from_this();
+    {
+      absl::MutexLock lock(&mu_);
+      done_ = true;
+    }
+    server_.Remove(self);
+  }
+
+  void Enqueue(v1::ExpertResponse response) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    if (finished_) return;
+    responses_.push_back(std::move(response));
+    if (responses_.size() == 1) StartWrite(&responses_.front());
+  }
+
+  void MaybeRead() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    if (reading_ || ending_ || pending_ >= kMaxPending) return;
+    reading_ = true;
+    request_.Clear();
+    StartRead(&request_);
+  }
+
+  void EndLocked(const grpc::Status& status)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    if (ending_) return;
+    ending_ = true;
+    end_status_ = status;
+    FinishIfIdle();
+  }
+
+  void FinishIfIdle() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    if (!ending_ || finished_ || !responses_.empty()) return;
+    finished_ = true;
+    Finish(end_status_);
+  }
+
+  ExpertServer& server_;
+  v1::ExpertRequest request_;  // of the read in flight
+  std::string router_name_;
+
+  absl::Mutex mu_;
+  // The front one is being written.
+  std::deque<v1::ExpertResponse> responses_ ABSL_GUARDED_BY(mu_);
+  size_t pending_ ABSL_GUARDED_BY(mu_) = 0;
+  bool greeted_ ABSL_GUARDED_BY(mu_) = false;
+  bool reading_ ABSL_GUARDED_BY(mu_) = false;
+  bool ending_ ABSL_GUARDED_BY(mu_) = false;    // Finish when all is sent
+  bool finished_ ABSL_GUARDED_BY(mu_) = false;  // Finish was called
+  bool done_ ABSL_GUARDED_BY(mu_) = false;
+  grpc::Status end_status_ ABSL_GUARDED_BY(mu_);
+};
+
+ExpertServer::ExpertServer(v1::ExpertDescription description)
+    : description_(std::move(description)) {
+  absl::MutexLock lock(&mu_);
+  description_.set_state(v1::SERVING_STATE_LOADING);
+}
+
+ExpertServer::~ExpertServer() = default;
+
+void ExpertServer::SetReady(ExpertBatcher* batcher,
+                            const std::vector<v1::ExpertVersion>& versions,
+                            uint64_t weight_bytes) {
+  {
+    absl::MutexLock lock(&mu_);
+    batcher_ = batcher;
+    description_.mutable_experts()->Assign(versions.begin(), versions.end());
+    description_.set_queue_capacity_rows(batcher->capacity_rows());
+    description_.set_weight_bytes(weight_bytes);
+    description_.set_state(v1::SERVING_STATE_READY);
+  }
+  Broadcast();
+}
+
+void ExpertServer::StartDraining() {
+  {
+    absl::MutexLock lock(&mu_);
+    description_.set_state(v1::SERVING_STATE_DRAINING);
+    if (batcher_ != nullptr) batcher_->StartDraining();
+  }
+  Broadcast();
+}
+
+void ExpertServer::EndStreams() {
+  std::vector<std::shared_ptr<Stream>> streams;
+  {
+    absl::MutexLock lock(&mu_);
+    streams.assign(streams_.begin(), streams_.end());
+  }
+  for (const auto& stream : streams) {
+    stream->End(grpc::Status(grpc::StatusCode::UNAVAILABLE, "drained"));
+  }
+}
+
+void ExpertServer::Broadcast() {
+  std::vector<std::shared_ptr<Stream>> streams;
+  v1::ExpertDescription told;
+  {
+    absl::MutexLock lock(&mu_);
+    streams.assign(streams_.begin(), streams_.end());
+    told = description_;
+  }
+  for (const auto& stream : streams) stream->SendDescription(told);
+}
+
+v1::ExpertDescription ExpertServer::description() const {
+  absl::MutexLock lock(&mu_);
+  return description_;
+}
+
+ExpertBatcher* ExpertServer::batcher() const {
+  absl::MutexLock lock(&mu_);
+  return batcher_;
+}
+
+void ExpertServer::Add(std::shared_ptr<Stream> stream) {
+  absl::MutexLock lock(&mu_);
+  streams_.insert(std::move(stream));
+}
+
+void ExpertServer::Remove(const std::shared_ptr<Stream>& stream) {
+  absl::MutexLock lock(&mu_);
+  streams_.erase(stream);
+}
+
+grpc::ServerBidiReactor<v1::ExpertRequest, v1::ExpertResponse>*
+ExpertServer::Exchange(grpc::CallbackServerContext* context) {
+  auto stream = std::make_shared<Stream>(*this);
+  Add(stream);
+  stream->Start();
+  return stream.get();
+}
+
+grpc::ServerUnaryReactor* ExpertServer::GetStats(
+    grpc::CallbackServerContext* context, const v1::GetExpertStatsRequest*,
+    v1::ExpertStats* response) {
+  {
+    absl::MutexLock lock(&mu_);
+    *response->mutable_description() = description_;
+    response->set_connected_routers(static_cast<uint32_t>(streams_.size()));
+    if (batcher_ != nullptr) batcher_->GetStats(*response);
+  }
+  response->set_resident_bytes(ResidentBytes());
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  reactor->Finish(grpc::Status::OK);
+  return reactor;
+}
+
+}  // namespace troupe

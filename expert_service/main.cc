@@ -1,0 +1,181 @@
+// troupe-expert: serves some experts of a checkpoint to routers.
+#include <unistd.h>
+
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "CLI/CLI.hpp"
+#include "common/load_progress.h"
+#include "common/logging.h"
+#include "common/rpc/rpc_server.h"
+#include "common/status_macros.h"
+#include "common/thread_pool.h"
+#include "expert_service/expert_batcher.h"
+#include "expert_service/expert_server.h"
+#include "expert_service/expert_store.h"
+#include "kernels/cpu_features.h"
+#include "model/checkpoint.h"
+
+namespace troupe {
+namespace {
+
+struct Options {
+  std::string model_dir;
+  std::string name = "expert";
+  std::vector<std::string> listen = {"127.0.0.1:7200"};
+  std::string experts;  // "0-3,6"; empty: all
+  std::string layers;
+  std::string label;
+  size_t num_threads = 0;  // 0: all that the process may use
+  uint64_t queue_rows = 65536;
+  int drain_seconds = 30;
+  std::string log_level = "info";
+  bool die_with_parent = false;
+  bool reflection = false;
+};
+
+absl::StatusOr<std::vector<HalfOpenRange>> RangesOrAll(const char* flag,
+                                                       const std::string& text,
+                                                       size_t limit) {
+  if (text.empty()) return std::vector<HalfOpenRange>{{0, limit}};
+  absl::StatusOr<std::vector<HalfOpenRange>> ranges = ParseRanges(text, limit);
+  if (!ranges.ok()) {
+    return absl::InvalidArgumentError(std::string(flag) + ": " +
+                                      std::string(ranges.status().message()));
+  }
+  return ranges;
+}
+
+absl::Status Serve(const Options& options) {
+  const std::string missing = MissingCpuFeatures();
+  if (!missing.empty()) return absl::FailedPreconditionError(missing);
+  ABSL_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint,
+                        Checkpoint::Open(options.model_dir));
+  const ModelConfig& config = checkpoint->config();
+  if (config.num_experts == 0) {
+    return absl::InvalidArgumentError(
+        options.model_dir + ": a dense model has no experts to serve");
+  }
+  ABSL_ASSIGN_OR_RETURN(
+      const std::vector<HalfOpenRange> layers,
+      RangesOrAll("--layers", options.layers, config.num_layers));
+  ABSL_ASSIGN_OR_RETURN(
+      const std::vector<HalfOpenRange> experts,
+      RangesOrAll("--experts", options.experts, config.num_experts));
+
+  v1::ExpertDescription description;
+  description.set_name(options.name);
+  description.set_model_fingerprint(checkpoint->fingerprint());
+  description.set_instruction_set(ChosenInstructionSet());
+  description.set_pid(getpid());
+
+  // Destroyed in the reverse order: the server's streams before the batcher,
+  // the batcher before the weights.
+  std::unique_ptr<ExpertStore> store;
+  ThreadPool pool(options.num_threads == 0 ? AvailableThreads()
+                                           : options.num_threads);
+  std::unique_ptr<ExpertBatcher> batcher;
+  ExpertServer service(std::move(description));
+  RpcServerOptions server_options;
+  server_options.listen = options.listen;
+  server_options.reflection = options.reflection;
+  ABSL_ASSIGN_OR_RETURN(const std::unique_ptr<RpcServer> server,
+                        RpcServer::Start(server_options, {&service}));
+
+  LoadProgress progress("experts " +
+                        (options.experts.empty() ? "all" : options.experts));
+  ABSL_ASSIGN_OR_RETURN(store,
+                        ExpertStore::Load(*checkpoint, layers, experts, pool,
+                                          [&](uint64_t done, uint64_t total) {
+                                            progress(done, total);
+                                            return CheckTermination();
+                                          }));
+  batcher = std::make_unique<ExpertBatcher>(*store, options.queue_rows, pool);
+  std::vector<v1::ExpertVersion> versions = store->versions();
+  for (v1::ExpertVersion& version : versions) version.set_label(options.label);
+  service.SetReady(batcher.get(), versions, store->num_bytes());
+  server->SetServing(true);
+  for (const std::string& address : server->addresses()) {
+    spdlog::info("ready on {} ({} threads, {})", address, pool.num_threads(),
+                 ChosenInstructionSet());
+  }
+
+  const milliseconds drain(1000 * options.drain_seconds);
+  WaitForTermination(drain + milliseconds(5000));
+  spdlog::info("draining");
+  server->SetServing(false);
+  service.StartDraining();
+  if (!batcher->WaitUntilIdle(drain)) {
+    spdlog::warn("drain time is over with rows still queued");
+  }
+  service.EndStreams();
+  server->Shutdown(milliseconds(2000));
+  return absl::OkStatus();
+}
+
+}  // namespace
+}  // namespace troupe
+
+int main(int argc, char** argv) {
+  troupe::Options options;
+  CLI::App app("troupe-expert: serves experts of a checkpoint to routers");
+  app.footer(
+      "Example: all layers of experts 0 to 3 on a unix socket\n"
+      "  troupe-expert models/demo --experts 0-3 --listen unix:/run/e0.sock");
+  app.add_option("MODEL_DIR", options.model_dir,
+                 "Checkpoint in Hugging Face format")
+      ->required();
+  app.add_option("--name", options.name, "Name in logs and stats")
+      ->envname("TROUPE_NAME")
+      ->capture_default_str();
+  app.add_option("--listen", options.listen,
+                 "host:port (port 0: any) or unix:/path; may be repeated")
+      ->envname("TROUPE_LISTEN")
+      ->capture_default_str();
+  app.add_option("--experts", options.experts,
+                 "Experts to own, such as 0-3,6 (default: all)")
+      ->envname("TROUPE_EXPERTS");
+  app.add_option("--layers", options.layers,
+                 "Layers to own them in, such as 0-11 (default: all)")
+      ->envname("TROUPE_LAYERS");
+  app.add_option("--label", options.label, "Label of the weights' version")
+      ->envname("TROUPE_LABEL");
+  app.add_option("--threads", options.num_threads,
+                 "Threads of the kernels (0: all that may be used)")
+      ->envname("TROUPE_THREADS")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  app.add_option("--queue-rows", options.queue_rows,
+                 "Rows that may wait; more are refused")
+      ->envname("TROUPE_QUEUE_ROWS")
+      ->check(CLI::Range(uint64_t{1}, uint64_t{1} << 32))
+      ->capture_default_str();
+  app.add_option("--drain-seconds", options.drain_seconds,
+                 "Longest time to finish what is queued after SIGTERM")
+      ->envname("TROUPE_DRAIN_SECONDS")
+      ->check(CLI::Range(0, 86400))
+      ->capture_default_str();
+  app.add_option("--log-level", options.log_level,
+                 "trace, debug, info, warn, error or off")
+      ->envname("TROUPE_LOG_LEVEL")
+      ->capture_default_str();
+  app.add_flag("--reflection", options.reflection,
+               "Offer gRPC server reflection");
+  app.add_flag("--die-with-parent", options.die_with_parent,
+               "End when the parent process does");
+  CLI11_PARSE(app, argc, argv);
+
+  troupe::BlockTerminationSignals();
+  if (options.die_with_parent) troupe::DieWithParent();
+  troupe::InitLogging(options.name, options.log_level);
+  const absl::Status status = troupe::Serve(options);
+  if (absl::IsCancelled(status)) return 0;
+  if (!status.ok()) {
+    std::fprintf(stderr, "troupe-expert: %s\n",
+                 std::string(status.message()).c_str());
+    return 1;
+  }
+  return 0;
+}

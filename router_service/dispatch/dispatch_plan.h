@@ -1,0 +1,47 @@
+// The packing of routed rows: pure functions of values.
+#ifndef TROUPE_ROUTER_SERVICE_DISPATCH_DISPATCH_PLAN_H_
+#define TROUPE_ROUTER_SERVICE_DISPATCH_DISPATCH_PLAN_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "common/views.h"
+#include "protos/expert.pb.h"
+#include "router_service/gating/gating.h"
+
+namespace troupe {
+
+// The copies of a layer, sorted by expert, then by token (a counting sort).
+struct DispatchPlan {
+  // [num_copies]: slot token * top_k + i of each copy.
+  std::vector<uint32_t> slot_of_copy;
+  // [num_experts + 1], half-open.
+  std::vector<uint32_t> expert_offsets;
+  // [num_tokens * top_k]: the copy of each slot, -1 = not routed.
+  std::vector<int32_t> copy_of_slot;
+
+  uint32_t num_copies(size_t expert) const {
+    return expert_offsets[expert + 1] - expert_offsets[expert];
+  }
+};
+
+DispatchPlan MakeDispatchPlan(const RoutingDecision& decision,
+                              size_t num_experts);
+
+// A run of copies of one expert.
+struct CopyRun {
+  size_t expert = 0;
+  uint32_t begin = 0;  // half-open, in the plan's copies
+  uint32_t end = 0;
+};
+
+// One message: the runs' copies (ascending by expert, one run per expert) and
+// the hidden state of each token that has one, once.
+v1::ExpertBatch PackBatch(size_t layer, ConstFloatMatrix hidden_states,
+                          size_t top_k, const DispatchPlan& plan,
+                          const std::vector<CopyRun>& runs);
+
+}  // namespace troupe
+
+#endif  // TROUPE_ROUTER_SERVICE_DISPATCH_DISPATCH_PLAN_H_

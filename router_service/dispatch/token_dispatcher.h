@@ -1,0 +1,100 @@
+// Scatters routed copies to expert processes and gathers their outputs.
+#ifndef TROUPE_ROUTER_SERVICE_DISPATCH_TOKEN_DISPATCHER_H_
+#define TROUPE_ROUTER_SERVICE_DISPATCH_TOKEN_DISPATCHER_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "cluster/expert_pool.h"
+#include "common/clock.h"
+#include "common/thread_pool.h"
+#include "common/views.h"
+#include "router_service/dispatch/dispatch_plan.h"
+#include "router_service/gating/gating.h"
+
+namespace troupe {
+
+struct TokenDispatcherOptions {
+  size_t hidden_size = 0;
+  size_t num_experts = 0;
+  // A peer that has not answered after this is given up for that message: the
+  // copies are sent again, elsewhere if possible. Far above the time of the
+  // largest batch.
+  milliseconds hop_timeout = milliseconds(10000);
+  // Combine asks its `check` only when a layer takes longer than this, so that
+  // a step is not broken off for a request that would end with it anyway.
+  milliseconds check_after = milliseconds(100);
+  // A message carries at most this many bytes of outputs.
+  size_t max_output_bytes = size_t{16} << 20;
+};
+
+// Counters since construction.
+struct DispatchStats {
+  uint64_t copies_dispatched = 0;  // whose result was used
+  uint64_t copies_resent = 0;
+  uint64_t copies_refused = 0;
+  double wait_seconds = 0.0;  // in Combine
+};
+
+// What Dispatch returns and Combine consumes.
+class DispatchHandle {
+ public:
+  DispatchHandle() = default;
+
+ private:
+  friend class TokenDispatcher;
+  class Exchange;
+  std::shared_ptr<Exchange> exchange_;
+};
+
+// Every token's hidden state goes once to each process that owns one of its
+// experts. A copy whose peer is lost, silent, draining or full is sent again to
+// another replica, or waits for one to appear. Does not own the pool. One
+// thread calls at a time; several dispatches may be in flight.
+class TokenDispatcher {
+ public:
+  // Asked from time to time while Combine waits; an error ends the wait.
+  using Check = std::function<absl::Status()>;
+
+  TokenDispatcher(ExpertPool& experts, TokenDispatcherOptions options);
+
+  // Sends the copies of one layer. hidden_states [num_tokens, hidden_size];
+  // copied before it returns.
+  DispatchHandle Dispatch(size_t layer, ConstFloatMatrix hidden_states,
+                          const RoutingDecision& decision);
+
+  // Waits for all outputs, then adds their weighted sum to
+  // output [num_tokens, hidden_size], ascending by expert within a token.
+  // On an error `output` is unchanged; the message is that of `check`, then
+  // what the layer waits for ("expert 3 of layer 0 has no replica").
+  absl::Status Combine(DispatchHandle handle, const Check& check,
+                       FloatMatrix output, ThreadPool& pool);
+
+  DispatchStats stats() const { return stats_; }
+
+ private:
+  using Exchange = DispatchHandle::Exchange;
+
+  // Sends copies that have no peer to those that the pool chooses now.
+  void Send(const std::shared_ptr<Exchange>& exchange);
+  void SendPart(const std::shared_ptr<Exchange>& exchange, size_t peer,
+                std::vector<CopyRun> runs);
+  // Takes what the part's peer answered, or gives the peer up; false while
+  // neither.
+  bool Settle(Exchange& exchange, size_t index, SteadyTime now);
+  std::string WaitsFor(const Exchange& exchange) const;
+
+  ExpertPool& experts_;
+  const TokenDispatcherOptions options_;
+  DispatchStats stats_;
+  std::vector<float> copies_;  // [num_copies, hidden_size], of Combine
+};
+
+}  // namespace troupe
+
+#endif  // TROUPE_ROUTER_SERVICE_DISPATCH_TOKEN_DISPATCHER_H_

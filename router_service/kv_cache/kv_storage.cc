@@ -1,0 +1,50 @@
+#include "router_service/kv_cache/kv_storage.h"
+
+#include <sys/mman.h>
+
+#include "absl/strings/str_cat.h"
+
+namespace troupe {
+
+absl::StatusOr<std::unique_ptr<KvStorage>> KvStorage::Create(
+    size_t num_layers, size_t num_blocks, size_t num_kv_heads,
+    size_t head_dim) {
+  auto storage = std::unique_ptr<KvStorage>(new KvStorage);
+  storage->num_blocks_ = num_blocks;
+  storage->num_kv_heads_ = num_kv_heads;
+  storage->head_dim_ = head_dim;
+  size_t bytes = 2 * sizeof(float) * kKvBlockSize;
+  for (const size_t factor : {num_layers, num_blocks, num_kv_heads, head_dim}) {
+    if (__builtin_mul_overflow(bytes, factor, &bytes)) bytes = SIZE_MAX;
+  }
+  void* data = bytes == SIZE_MAX
+                   ? MAP_FAILED
+                   : mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (data == MAP_FAILED) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "KV cache: ", num_blocks, " blocks x ", num_layers, " layers x ",
+        num_kv_heads, " heads x ", head_dim, " x ", kKvBlockSize,
+        " positions x 2 x 4 bytes cannot be reserved"));
+  }
+  madvise(data, bytes, MADV_HUGEPAGE);
+  storage->data_ = static_cast<float*>(data);
+  storage->num_bytes_ = bytes;
+  return storage;
+}
+
+KvStorage::~KvStorage() {
+  if (data_ != nullptr) munmap(data_, num_bytes_);
+}
+
+KvCacheView KvStorage::layer(size_t i) const {
+  KvCacheView view;
+  view.num_kv_heads = num_kv_heads_;
+  view.head_dim = head_dim_;
+  const size_t half = num_blocks_ * view.block_floats();
+  view.keys = data_ + 2 * i * half;
+  view.values = view.keys + half;
+  return view;
+}
+
+}  // namespace troupe

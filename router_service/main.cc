@@ -1,0 +1,240 @@
+// troupe-router: attention, KV cache, gating and sampling of a checkpoint; its
+// experts are elsewhere.
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "CLI/CLI.hpp"
+#include "absl/strings/str_cat.h"
+#include "cluster/expert_pool.h"
+#include "cluster/grpc_expert_peer.h"
+#include "common/load_progress.h"
+#include "common/logging.h"
+#include "common/rpc/rpc_server.h"
+#include "common/status_macros.h"
+#include "common/thread_pool.h"
+#include "kernels/cpu_features.h"
+#include "model/checkpoint.h"
+#include "router_service/engine/model_runner.h"
+#include "router_service/kv_cache/kv_storage.h"
+#include "router_service/router_server.h"
+#include "router_service/serving_loop.h"
+
+namespace troupe {
+namespace {
+
+struct Options {
+  std::string model_dir;
+  std::string name = "router";
+  std::vector<std::string> listen = {"127.0.0.1:7100"};
+  std::vector<std::string> experts;
+  size_t num_threads = 0;    // 0: all that the process may use
+  size_t num_kv_blocks = 0;  // 0: by kv_memory_mb
+  size_t kv_memory_mb = 1024;
+  size_t max_batch_tokens = 512;
+  size_t max_sequences = 64;
+  size_t max_queued = 256;
+  int hop_timeout_ms = 10000;
+  int drain_seconds = 30;
+  std::string log_level = "info";
+  bool die_with_parent = false;
+  bool reflection = false;
+};
+
+// As many blocks as the memory holds, and no more than max_sequences of the
+// longest context can use.
+size_t ChooseKvBlocks(const ModelConfig& config, const Options& options) {
+  if (options.num_kv_blocks > 0) return options.num_kv_blocks;
+  const size_t block_bytes = config.num_layers * 2 * config.num_kv_heads *
+                             config.head_dim * kKvBlockSize * sizeof(float);
+  const size_t by_memory = (options.kv_memory_mb << 20) / block_bytes;
+  const size_t longest =
+      (config.max_position_embeddings + kKvBlockSize - 1) / kKvBlockSize;
+  return std::max<size_t>(1,
+                          std::min(by_memory, longest * options.max_sequences));
+}
+
+absl::Status Serve(const Options& options) {
+  const std::string missing = MissingCpuFeatures();
+  if (!missing.empty()) return absl::FailedPreconditionError(missing);
+  ABSL_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint,
+                        Checkpoint::Open(options.model_dir));
+  const ModelConfig& config = checkpoint->config();
+  for (const std::string& warning : checkpoint->warnings()) {
+    spdlog::warn("{}", warning);
+  }
+  if (config.num_experts > 0 && options.experts.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--experts: the model has ", config.num_experts,
+                     " experts per layer, but no address of an expert process "
+                     "is given"));
+  }
+
+  ThreadPool pool(options.num_threads == 0 ? AvailableThreads()
+                                           : options.num_threads);
+  const size_t num_blocks = ChooseKvBlocks(config, options);
+  ABSL_ASSIGN_OR_RETURN(
+      const std::unique_ptr<KvStorage> kv,
+      KvStorage::Create(config.num_layers, num_blocks, config.num_kv_heads,
+                        config.head_dim));
+  const size_t max_context =
+      std::min(config.max_position_embeddings, num_blocks * kKvBlockSize);
+  LoadProgress progress("attention, embedding and head");
+  ABSL_ASSIGN_OR_RETURN(const std::unique_ptr<ModelRunner> runner,
+                        ModelRunner::Load(*checkpoint, max_context, *kv, pool,
+                                          [&](uint64_t done, uint64_t total) {
+                                            progress(done, total);
+                                            return CheckTermination();
+                                          }));
+
+  // Destroyed in the reverse order: the loop first, then what it uses.
+  std::unique_ptr<ExpertPool> experts;
+  std::unique_ptr<TokenDispatcher> dispatcher;
+  if (config.num_experts > 0) {
+    ExpertPoolOptions pool_options;
+    pool_options.is_moe_layer = config.is_moe_layer;
+    pool_options.num_experts = config.num_experts;
+    std::vector<ExpertPool::Member> members;
+    for (const std::string& address : options.experts) {
+      members.push_back(
+          {address, MakeGrpcExpertPeer(address, options.name,
+                                       checkpoint->fingerprint())});
+    }
+    experts = std::make_unique<ExpertPool>(std::move(pool_options),
+                                           std::move(members));
+    TokenDispatcherOptions dispatch_options;
+    dispatch_options.hidden_size = config.hidden_size;
+    dispatch_options.num_experts = config.num_experts;
+    dispatch_options.hop_timeout = milliseconds(options.hop_timeout_ms);
+    dispatcher = std::make_unique<TokenDispatcher>(*experts, dispatch_options);
+  }
+  ServingLoopOptions loop_options;
+  loop_options.scheduler.max_batch_tokens = options.max_batch_tokens;
+  loop_options.scheduler.max_sequences = options.max_sequences;
+  loop_options.num_kv_blocks = num_blocks;
+  loop_options.max_queued_sequences = options.max_queued;
+  ServingLoop loop(loop_options, *runner, dispatcher.get(), pool);
+
+  RouterServerOptions service_options;
+  service_options.name = options.name;
+  service_options.model_fingerprint = checkpoint->fingerprint();
+  service_options.max_queued_sequences =
+      static_cast<uint32_t>(options.max_queued);
+  RouterServer service(service_options, config, loop, experts.get());
+  RpcServerOptions server_options;
+  server_options.listen = options.listen;
+  server_options.reflection = options.reflection;
+  ABSL_ASSIGN_OR_RETURN(const std::unique_ptr<RpcServer> server,
+                        RpcServer::Start(server_options, {&service}));
+  // Healthy as soon as calls are answered; whether every expert has a replica
+  // is in Describe.
+  server->SetServing(true);
+  for (const std::string& address : server->addresses()) {
+    spdlog::info(
+        "listening on {} ({} threads, {}, {} KV blocks of {} tokens = {} MB)",
+        address, pool.num_threads(), ChosenInstructionSet(), num_blocks,
+        kKvBlockSize, kv->num_bytes() >> 20);
+  }
+
+  const milliseconds drain(1000 * options.drain_seconds);
+  WaitForTermination(drain + milliseconds(5000));
+  spdlog::info("draining");
+  server->SetServing(false);
+  service.StartDraining();
+  if (!loop.WaitUntilIdle(drain)) {
+    spdlog::warn("drain time is over with sequences still running");
+  }
+  server->Shutdown(milliseconds(2000));
+  return absl::OkStatus();
+}
+
+}  // namespace
+}  // namespace troupe
+
+int main(int argc, char** argv) {
+  troupe::Options options;
+  CLI::App app(
+      "troupe-router: attention, KV cache, gating and sampling of a model "
+      "whose "
+      "experts are other processes");
+  app.footer(
+      "Example: a router with two expert processes\n"
+      "  troupe-router models/demo --listen unix:/run/r0.sock \\\n"
+      "      --experts unix:/run/e0.sock,unix:/run/e1.sock");
+  app.add_option("MODEL_DIR", options.model_dir,
+                 "Checkpoint in Hugging Face format")
+      ->required();
+  app.add_option("--name", options.name, "Name in logs and stats")
+      ->envname("TROUPE_NAME")
+      ->capture_default_str();
+  app.add_option("--listen", options.listen,
+                 "host:port (port 0: any) or unix:/path; may be repeated")
+      ->envname("TROUPE_LISTEN")
+      ->capture_default_str();
+  app.add_option("--experts", options.experts,
+                 "Addresses of the expert processes, with commas between")
+      ->envname("TROUPE_EXPERTS")
+      ->delimiter(',');
+  app.add_option("--threads", options.num_threads,
+                 "Threads of the kernels (0: all that may be used)")
+      ->envname("TROUPE_THREADS")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  app.add_option("--kv-blocks", options.num_kv_blocks,
+                 "KV blocks of 16 tokens (0: by --kv-memory-mb)")
+      ->envname("TROUPE_KV_BLOCKS")
+      ->check(CLI::Range(0, 1 << 24))
+      ->capture_default_str();
+  app.add_option("--kv-memory-mb", options.kv_memory_mb,
+                 "Memory of the KV cache, in MiB")
+      ->envname("TROUPE_KV_MEMORY_MB")
+      ->check(CLI::Range(1, 1 << 24))
+      ->capture_default_str();
+  app.add_option("--max-batch-tokens", options.max_batch_tokens,
+                 "Tokens of one step; longer prompts are cut into chunks")
+      ->envname("TROUPE_MAX_BATCH_TOKENS")
+      ->check(CLI::Range(1, 1 << 16))
+      ->capture_default_str();
+  app.add_option("--max-sequences", options.max_sequences,
+                 "Sequences that run at once")
+      ->envname("TROUPE_MAX_SEQUENCES")
+      ->check(CLI::Range(1, 1 << 16))
+      ->capture_default_str();
+  app.add_option("--max-queued", options.max_queued,
+                 "Sequences that may wait; more are refused")
+      ->envname("TROUPE_MAX_QUEUED")
+      ->check(CLI::Range(0, 1 << 20))
+      ->capture_default_str();
+  app.add_option("--hop-timeout-ms", options.hop_timeout_ms,
+                 "An expert process that is silent for so long is given up")
+      ->envname("TROUPE_HOP_TIMEOUT_MS")
+      ->check(CLI::Range(1, 3600000))
+      ->capture_default_str();
+  app.add_option("--drain-seconds", options.drain_seconds,
+                 "Longest time to finish what runs after SIGTERM")
+      ->envname("TROUPE_DRAIN_SECONDS")
+      ->check(CLI::Range(0, 86400))
+      ->capture_default_str();
+  app.add_option("--log-level", options.log_level,
+                 "trace, debug, info, warn, error or off")
+      ->envname("TROUPE_LOG_LEVEL")
+      ->capture_default_str();
+  app.add_flag("--reflection", options.reflection,
+               "Offer gRPC server reflection");
+  app.add_flag("--die-with-parent", options.die_with_parent,
+               "End when the parent process does");
+  CLI11_PARSE(app, argc, argv);
+
+  troupe::BlockTerminationSignals();
+  if (options.die_with_parent) troupe::DieWithParent();
+  troupe::InitLogging(options.name, options.log_level);
+  const absl::Status status = troupe::Serve(options);
+  if (absl::IsCancelled(status)) return 0;
+  if (!status.ok()) {
+    std::fprintf(stderr, "troupe-router: %s\n",
+                 std::string(status.message()).c_str());
+    return 1;
+  }
+  return 0;
+}

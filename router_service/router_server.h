@@ -1,0 +1,66 @@
+// The edge of a router process: validates requests, hands them to the serving
+// loop, streams what comes back.
+#ifndef TROUPE_ROUTER_SERVICE_ROUTER_SERVER_H_
+#define TROUPE_ROUTER_SERVICE_ROUTER_SERVER_H_
+
+#include <atomic>
+#include <functional>
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "cluster/expert_pool.h"
+#include "model/config.h"
+#include "protos/router.grpc.pb.h"
+#include "router_service/scheduler/sequence.h"
+#include "router_service/serving_loop.h"
+
+namespace troupe {
+
+// Turns a request into a sequence; InvalidArgument names the field and the
+// value. `on_event` and `deadline` are left for the caller.
+absl::StatusOr<SequenceRequest> ToSequenceRequest(
+    const v1::RouterGenerateRequest& request, const ModelConfig& config,
+    size_t max_context);
+
+struct RouterServerOptions {
+  std::string name;
+  std::string model_fingerprint;
+  uint32_t max_queued_sequences = 0;
+};
+
+// Thread-safe. Does not own loop and experts (null for a dense model), which
+// outlive every call.
+class RouterServer final : public v1::Router::CallbackService {
+ public:
+  RouterServer(RouterServerOptions options, const ModelConfig& config,
+               ServingLoop& loop, ExpertPool* experts);
+
+  // READY, or what is missing.
+  v1::RouterDescription Description() const;
+  void StartDraining();
+
+  grpc::ServerWriteReactor<v1::RouterGenerateResponse>* Generate(
+      grpc::CallbackServerContext* context,
+      const v1::RouterGenerateRequest* request) override;
+  grpc::ServerUnaryReactor* GetStats(grpc::CallbackServerContext* context,
+                                     const v1::GetRouterStatsRequest* request,
+                                     v1::RouterStats* response) override;
+  grpc::ServerUnaryReactor* Describe(grpc::CallbackServerContext* context,
+                                     const v1::DescribeRouterRequest* request,
+                                     v1::RouterDescription* response) override;
+
+ private:
+  class Call;
+
+  const RouterServerOptions options_;
+  const ModelConfig config_;
+  ServingLoop& loop_;
+  ExpertPool* const experts_;
+  std::atomic<bool> draining_ = false;
+};
+
+}  // namespace troupe
+
+#endif  // TROUPE_ROUTER_SERVICE_ROUTER_SERVER_H_

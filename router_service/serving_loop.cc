@@ -1,0 +1,373 @@
+#include "router_service/serving_loop.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "common/check.h"
+#include "common/logging.h"
+
+namespace troupe {
+namespace {
+
+double Seconds(SteadyTime::duration duration) {
+  return std::chrono::duration<double>(duration).count();
+}
+
+SteadyTime Now() { return std::chrono::steady_clock::now(); }
+
+}  // namespace
+
+ServingLoop::ServingLoop(ServingLoopOptions options, ModelRunner& runner,
+                         TokenDispatcher* dispatcher, ThreadPool& pool)
+    : options_(options),
+      runner_(runner),
+      dispatcher_(dispatcher),
+      pool_(pool),
+      max_context_(std::min(runner.config().max_position_embeddings,
+                            options.num_kv_blocks * kKvBlockSize)),
+      scheduler_(options.scheduler, options.num_kv_blocks),
+      tokens_per_expert_(
+          runner.config().num_layers,
+          std::vector<uint64_t>(runner.config().num_experts, 0)) {
+  runner_.set_routing_observer(
+      [this](size_t layer, const RoutingDecision& decision) {
+        for (const int32_t expert : decision.topk_idx) {
+          if (expert >= 0) {
+            ++tokens_per_expert_[layer][static_cast<size_t>(expert)];
+          }
+        }
+      });
+  PublishStats();
+  thread_ = std::thread([this] { Run(); });
+}
+
+ServingLoop::~ServingLoop() {
+  {
+    absl::MutexLock lock(&mu_);
+    draining_ = true;
+    stopping_ = true;
+  }
+  thread_.join();
+  runner_.set_routing_observer(nullptr);
+}
+
+absl::StatusOr<uint64_t> ServingLoop::Submit(SequenceRequest request) {
+  CHECK(request.prompt_length >= 1);
+  CHECK_LE(request.prompt_length, request.tokens.size());
+  CHECK_LE(request.prompt_length + request.max_tokens, max_context_);
+  auto sequence = std::make_unique<Sequence>();
+  sequence->tokens = request.tokens;
+  sequence->request = std::move(request);
+  sequence->arrived = Now();
+  if (sequence->request.prompt_logprobs) {
+    sequence->prompt_tokens.resize(sequence->prompt_length());
+    for (size_t i = 0; i < sequence->prompt_length(); ++i) {
+      sequence->prompt_tokens[i].token_id = sequence->tokens[i];
+    }
+  }
+  absl::MutexLock lock(&mu_);
+  if (draining_) return absl::UnavailableError("the router is draining");
+  const size_t waiting =
+      num_sequences_ - std::min(num_sequences_, num_running_);
+  if (waiting >= options_.max_queued_sequences) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the queue is full: ", waiting, " sequences wait"));
+  }
+  const uint64_t seq_id = ++last_seq_id_;
+  sequence->seq_id = seq_id;
+  submitted_.push_back(std::move(sequence));
+  ++num_sequences_;
+  return seq_id;
+}
+
+void ServingLoop::Cancel(uint64_t seq_id) {
+  absl::MutexLock lock(&mu_);
+  cancelled_.push_back(seq_id);
+}
+
+void ServingLoop::StartDraining() {
+  absl::MutexLock lock(&mu_);
+  draining_ = true;
+}
+
+bool ServingLoop::WaitUntilIdle(milliseconds limit) {
+  absl::MutexLock lock(&mu_);
+  const auto idle = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    return num_sequences_ == 0;
+  };
+  return mu_.AwaitWithTimeout(absl::Condition(&idle), absl::FromChrono(limit));
+}
+
+void ServingLoop::GetStats(v1::RouterStats& stats) const {
+  absl::MutexLock lock(&mu_);
+  stats.MergeFrom(published_);
+  for (size_t layer = 0; layer < published_load_.size(); ++layer) {
+    if (!runner_.config().is_moe_layer[layer]) continue;
+    v1::LayerLoad& load = *stats.add_layer_load();
+    load.set_layer(static_cast<uint32_t>(layer));
+    load.mutable_tokens_per_expert()->Assign(published_load_[layer].begin(),
+                                             published_load_[layer].end());
+  }
+}
+
+void ServingLoop::Run() {
+  while (true) {
+    bool stop = false;
+    {
+      absl::MutexLock lock(&mu_);
+      // A waiting sequence may only need to see its deadline.
+      const auto news = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+        return stopping_ || !submitted_.empty() || !cancelled_.empty();
+      };
+      if (scheduler_.num_running() == 0) {
+        mu_.AwaitWithTimeout(absl::Condition(&news),
+                             scheduler_.num_waiting() == 0
+                                 ? absl::InfiniteDuration()
+                                 : absl::Milliseconds(1));
+      }
+      stop = stopping_;
+    }
+    TakeNews();
+    if (stop) {
+      for (Sequence* sequence : scheduler_.Sequences()) {
+        SequenceEvent event;
+        event.status = absl::UnavailableError("the router is shutting down");
+        End(sequence, std::move(event));
+      }
+      return;
+    }
+    EndOverdue("");
+    const std::vector<Chunk> chunks = scheduler_.Schedule();
+    if (!chunks.empty()) Step(chunks);
+    PublishStats();
+  }
+}
+
+void ServingLoop::TakeNews() {
+  std::vector<std::unique_ptr<Sequence>> submitted;
+  std::vector<uint64_t> cancelled;
+  {
+    absl::MutexLock lock(&mu_);
+    submitted.swap(submitted_);
+    cancelled.swap(cancelled_);
+  }
+  for (auto& sequence : submitted) scheduler_.Add(std::move(sequence));
+  for (const uint64_t seq_id : cancelled) {
+    if (Sequence* sequence = scheduler_.Find(seq_id)) {
+      sequence->cancelled = true;
+    }
+  }
+}
+
+bool ServingLoop::AnyOverdue() {
+  TakeNews();
+  {
+    absl::MutexLock lock(&mu_);
+    if (stopping_) return true;
+  }
+  const SteadyTime now = Now();
+  for (const Sequence* sequence : scheduler_.Sequences()) {
+    if (sequence->cancelled || sequence->request.deadline <= now) return true;
+  }
+  return false;
+}
+
+void ServingLoop::EndOverdue(const std::string& waits_for) {
+  const SteadyTime now = Now();
+  for (Sequence* sequence : scheduler_.Sequences()) {
+    SequenceEvent event;
+    if (sequence->cancelled) {
+      event.status = absl::CancelledError("cancelled");
+    } else if (sequence->request.deadline <= now) {
+      event.status = waits_for.empty()
+                         ? absl::DeadlineExceededError(
+                               absl::StrCat("deadline passed after ",
+                                            sequence->num_output(), " tokens"))
+                         : absl::UnavailableError(absl::StrCat(
+                               waits_for, " until the request's deadline"));
+    } else {
+      continue;
+    }
+    End(sequence, std::move(event));
+  }
+}
+
+void ServingLoop::End(Sequence* sequence, SequenceEvent event) {
+  event.preemptions = sequence->preemptions;
+  const SteadyTime started =
+      sequence->started == kNoDeadline ? Now() : sequence->started;
+  event.queue_ms = 1e3 * Seconds(started - sequence->arrived);
+  const std::unique_ptr<Sequence> ended = scheduler_.Remove(sequence);
+  if (ended->request.on_event) ended->request.on_event(std::move(event));
+  absl::MutexLock lock(&mu_);
+  --num_sequences_;
+}
+
+Batch ServingLoop::MakeBatch(const std::vector<Chunk>& chunks) const {
+  Batch batch;
+  for (const Chunk& chunk : chunks) {
+    const Sequence& sequence = *chunk.sequence;
+    AttentionSequence rows;
+    rows.block_table = sequence.block_table;
+    rows.first_row = batch.token_ids.size();
+    rows.num_rows = chunk.num_tokens;
+    rows.first_position = sequence.num_computed;
+    batch.sequences.push_back(rows);
+    for (size_t i = 0; i < chunk.num_tokens; ++i) {
+      const size_t position = sequence.num_computed + i;
+      batch.token_ids.push_back(sequence.tokens[position]);
+      batch.positions.push_back(static_cast<int32_t>(position));
+      // The logits at a position tell of the token after it.
+      const bool is_last = position + 1 == sequence.tokens.size();
+      const bool of_prompt = sequence.request.prompt_logprobs &&
+                             !sequence.prompt_reported &&
+                             position + 1 < sequence.prompt_length();
+      if (is_last || of_prompt) batch.logit_rows.push_back(rows.first_row + i);
+    }
+  }
+  return batch;
+}
+
+void ServingLoop::Step(const std::vector<Chunk>& chunks) {
+  const SteadyTime start = Now();
+  for (const Chunk& chunk : chunks) {
+    if (chunk.sequence->started == kNoDeadline) chunk.sequence->started = start;
+  }
+  const Batch batch = MakeBatch(chunks);
+  const absl::StatusOr<ConstFloatMatrix> logits =
+      runner_.Forward(batch, dispatcher_, [this] {
+        return AnyOverdue() ? absl::AbortedError("") : absl::OkStatus();
+      });
+  if (!logits.ok()) {
+    // Nothing is committed: those that stay run the same step again.
+    EndOverdue(std::string(logits.status().message()));
+    return;
+  }
+  for (const Chunk& chunk : chunks) {
+    const bool prefill =
+        chunk.sequence->num_computed < chunk.sequence->prompt_length();
+    if (prefill) {
+      totals_.set_prefill_tokens(totals_.prefill_tokens() + chunk.num_tokens);
+    } else {
+      totals_.set_decode_tokens(totals_.decode_tokens() + chunk.num_tokens);
+    }
+  }
+  Commit(chunks, batch, *logits);
+  totals_.set_steps(totals_.steps() + 1);
+  totals_.set_step_seconds(totals_.step_seconds() + Seconds(Now() - start));
+}
+
+void ServingLoop::Commit(const std::vector<Chunk>& chunks, const Batch& batch,
+                         ConstFloatMatrix logits) {
+  // What each wanted row is for.
+  struct Task {
+    Sequence* sequence;
+    size_t position;  // of the row
+    SequenceToken token;
+  };
+  std::vector<Task> tasks;
+  size_t chunk = 0;
+  for (const size_t row : batch.logit_rows) {
+    while (row >= batch.sequences[chunk].first_row + chunks[chunk].num_tokens) {
+      ++chunk;
+    }
+    const AttentionSequence& rows = batch.sequences[chunk];
+    tasks.push_back({chunks[chunk].sequence,
+                     rows.first_position + (row - rows.first_row),
+                     {}});
+  }
+  pool_.ParallelFor(tasks.size(), [&](size_t i, size_t) {
+    Task& task = tasks[i];
+    const Sequence& sequence = *task.sequence;
+    const SequenceRequest& request = sequence.request;
+    const std::span<const float> row(logits.row(i), logits.cols);
+    const bool is_new = task.position + 1 == sequence.tokens.size();
+    const bool wants_token =
+        is_new && sequence.num_output() < request.max_tokens;
+    if (is_new && !wants_token) return;
+    if (is_new) {
+      std::vector<float> scratch(row.begin(), row.end());
+      const std::span<const int32_t> forbidden =
+          sequence.num_output() < request.min_tokens
+              ? std::span<const int32_t>(request.stop_token_ids)
+              : std::span<const int32_t>();
+      task.token.token_id =
+          SampleToken(scratch, request.sampling, sequence.tokens,
+                      sequence.prompt_length(), forbidden, task.position + 1);
+    } else {
+      task.token.token_id = sequence.tokens[task.position + 1];
+    }
+    if (request.logprobs || !is_new) {
+      task.token.has_logprob = true;
+      task.token.logprob =
+          ComputeLogprob(row, task.token.token_id, request.top_logprobs);
+    }
+  });
+
+  for (const Chunk& done : chunks) {
+    done.sequence->num_computed += done.num_tokens;
+  }
+  for (Task& task : tasks) {
+    Sequence& sequence = *task.sequence;
+    if (task.position + 1 < sequence.prompt_length()) {
+      sequence.prompt_tokens[task.position + 1] = std::move(task.token);
+      continue;
+    }
+    // The row is the sequence's last.
+    SequenceEvent event;
+    if (sequence.request.prompt_logprobs && !sequence.prompt_reported) {
+      sequence.prompt_reported = true;
+      event.prompt = sequence.prompt_tokens;
+    }
+    if (sequence.num_output() < sequence.request.max_tokens) {
+      const int32_t token_id = task.token.token_id;
+      sequence.tokens.push_back(token_id);
+      event.tokens.push_back(std::move(task.token));
+      const std::vector<int32_t>& stops = sequence.request.stop_token_ids;
+      if (std::find(stops.begin(), stops.end(), token_id) != stops.end()) {
+        event.finish = Finish::kStop;
+      }
+    }
+    if (event.finish == Finish::kNot &&
+        sequence.num_output() >= sequence.request.max_tokens) {
+      event.finish = Finish::kLength;
+    }
+    if (event.finish != Finish::kNot) {
+      End(&sequence, std::move(event));
+    } else if (sequence.request.on_event) {
+      sequence.request.on_event(std::move(event));
+    }
+  }
+}
+
+void ServingLoop::PublishStats() {
+  v1::RouterStats stats = totals_;
+  stats.set_running_sequences(static_cast<uint32_t>(scheduler_.num_running()));
+  stats.set_waiting_sequences(static_cast<uint32_t>(scheduler_.num_waiting()));
+  stats.set_kv_blocks_total(scheduler_.num_blocks());
+  stats.set_kv_blocks_free(scheduler_.num_free_blocks());
+  stats.set_preemptions(scheduler_.num_preemptions());
+  if (dispatcher_ != nullptr) {
+    const DispatchStats dispatch = dispatcher_->stats();
+    stats.set_copies_dispatched(dispatch.copies_dispatched);
+    stats.set_copies_resent(dispatch.copies_resent);
+    stats.set_copies_refused(dispatch.copies_refused);
+    stats.set_expert_wait_seconds(dispatch.wait_seconds);
+  }
+  if (scheduler_.num_running() + scheduler_.num_waiting() == 0) {
+    const absl::Status sound = scheduler_.CheckIntegrity();
+    if (!sound.ok()) {
+      spdlog::critical("{}", std::string(sound.message()));
+      CHECK(sound.ok());
+    }
+  }
+  absl::MutexLock lock(&mu_);
+  published_ = std::move(stats);
+  published_load_ = tokens_per_expert_;
+  num_running_ = scheduler_.num_running();
+}
+
+}  // namespace troupe

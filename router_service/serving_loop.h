@@ -1,0 +1,106 @@
+// Continuous batching: the loop that turns requests into tokens.
+#ifndef TROUPE_ROUTER_SERVICE_SERVING_LOOP_H_
+#define TROUPE_ROUTER_SERVICE_SERVING_LOOP_H_
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "common/clock.h"
+#include "common/thread_pool.h"
+#include "protos/cluster.pb.h"
+#include "router_service/dispatch/token_dispatcher.h"
+#include "router_service/engine/model_runner.h"
+#include "router_service/scheduler/scheduler.h"
+
+namespace troupe {
+
+struct ServingLoopOptions {
+  SchedulerOptions scheduler;
+  size_t num_kv_blocks = 0;
+  size_t max_queued_sequences = 256;  // that wait; more are refused
+};
+
+// One thread that repeats: take news, schedule, run, sample, commit. Does not
+// own runner, dispatcher and pool, which are the loop's alone while it lives.
+// Thread-safe.
+class ServingLoop {
+ public:
+  // `dispatcher` is null for a dense model.
+  ServingLoop(ServingLoopOptions options, ModelRunner& runner,
+              TokenDispatcher* dispatcher, ThreadPool& pool);
+  // Ends what runs with Unavailable.
+  ~ServingLoop();
+  ServingLoop(const ServingLoop&) = delete;
+  ServingLoop& operator=(const ServingLoop&) = delete;
+
+  // Takes a valid request (tokens in the vocabulary, prompt and max_tokens
+  // within max_context()). Returns its id. ResourceExhausted: the queue is
+  // full; Unavailable: draining.
+  absl::StatusOr<uint64_t> Submit(SequenceRequest request);
+  // Frees the sequence's blocks and its work within a step; its last event is
+  // Cancelled. No effect when it has ended.
+  void Cancel(uint64_t seq_id);
+
+  // From here on Submit is refused.
+  void StartDraining();
+  // Waits until no sequence is left, at most for `limit`.
+  bool WaitUntilIdle(milliseconds limit);
+
+  // Longest context in tokens: that of the model, or what the KV cache holds.
+  size_t max_context() const { return max_context_; }
+
+  // Fills in the counters.
+  void GetStats(v1::RouterStats& stats) const;
+
+ private:
+  void Run();
+  // Moves submissions and cancellations into the scheduler.
+  void TakeNews();
+  void Step(const std::vector<Chunk>& chunks);
+  Batch MakeBatch(const std::vector<Chunk>& chunks) const;
+  // Samples, reports, and removes what has finished.
+  void Commit(const std::vector<Chunk>& chunks, const Batch& batch,
+              ConstFloatMatrix logits);
+  // Ends sequences that were cancelled or whose deadline has passed;
+  // `waits_for` is what the step was waiting for, if it was.
+  void EndOverdue(const std::string& waits_for);
+  void End(Sequence* sequence, SequenceEvent event);
+  bool AnyOverdue();
+  void PublishStats();
+
+  const ServingLoopOptions options_;
+  ModelRunner& runner_;
+  TokenDispatcher* const dispatcher_;
+  ThreadPool& pool_;
+  const size_t max_context_;
+
+  // The loop's own.
+  Scheduler scheduler_;
+  v1::RouterStats totals_;
+  std::vector<std::vector<uint64_t>> tokens_per_expert_;  // [layer][expert]
+
+  mutable absl::Mutex mu_;
+  std::vector<std::unique_ptr<Sequence>> submitted_ ABSL_GUARDED_BY(mu_);
+  std::vector<uint64_t> cancelled_ ABSL_GUARDED_BY(mu_);
+  size_t num_sequences_ ABSL_GUARDED_BY(mu_) = 0;  // submitted and not ended
+  size_t num_running_ ABSL_GUARDED_BY(mu_) = 0;
+  uint64_t last_seq_id_ ABSL_GUARDED_BY(mu_) = 0;
+  bool draining_ ABSL_GUARDED_BY(mu_) = false;
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  v1::RouterStats published_ ABSL_GUARDED_BY(mu_);
+  std::vector<std::vector<uint64_t>> published_load_ ABSL_GUARDED_BY(mu_);
+
+  std::thread thread_;
+};
+
+}  // namespace troupe
+
+#endif  // TROUPE_ROUTER_SERVICE_SERVING_LOOP_H_
