@@ -393,9 +393,13 @@ absl::StatusOr<SafetensorsFile> SafetensorsFile::Open(const std::string& path) {
   }
   std::string header(header_bytes, '\0');
   ABSL_RETURN_IF_ERROR(ReadAt(fd, path, 8, header.data(), header.size()));
-  // The parser would skip white space and a byte order mark.
+  // The parser would skip white space and a byte order mark, and take a zero
+  // byte for the end.
   if (header.empty() || header[0] != '{') {
     return invalid("the header does not start with {");
+  }
+  if (const size_t zero = header.find('\0'); zero != std::string::npos) {
+    return invalid(absl::StrCat("zero byte at ", zero, " of the header"));
   }
 
   const uint64_t data_begin = 8 + header_bytes;

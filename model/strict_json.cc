@@ -111,6 +111,11 @@ std::string Printable(const std::string& text) {
 
 absl::StatusOr<json> ParseStrictJson(const std::string& text,
                                      const std::string& what) {
+  // The parser would take a zero byte for the end.
+  if (const size_t zero = text.find('\0'); zero != std::string::npos) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(what, ": zero byte at ", zero));
+  }
   StrictHandler handler;
   if (!json::sax_parse(text, &handler)) {
     return absl::InvalidArgumentError(
