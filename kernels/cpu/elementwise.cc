@@ -63,7 +63,7 @@ void ClampRow(float limit, size_t size, float* values) {
   ForEachVector(size, [&](size_t i, size_t count) HWY_ATTR {
     const FloatVector x = LoadUpTo(values + i, count);
     const FloatVector clamped = hn::Min(hn::Max(x, low), high);
-    StoreUpTo(hn::IfThenElse(hn::Ne(x, x), x, clamped), values + i, count);
+    StoreUpTo(hn::IfThenElse(hn::IsNaN(x), x, clamped), values + i, count);
   });
 }
 

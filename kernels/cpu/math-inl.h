@@ -140,7 +140,7 @@ HWY_INLINE FloatVector Exp(FloatVector x) {
   };
   const FloatVector result =
       hn::Mul(hn::Mul(p, power(half)), power(hn::Sub(exponent, half)));
-  return hn::IfThenElse(hn::Ne(x, x), x, result);
+  return hn::IfThenElse(hn::IsNaN(x), x, result);
 }
 
 HWY_INLINE FloatVector Sigmoid(FloatVector x) {

@@ -1,0 +1,29 @@
+// Naive GEMM that accumulates in double; tests compare the kernels with it.
+#ifndef TROUPE_KERNELS_REFERENCE_GEMM_H_
+#define TROUPE_KERNELS_REFERENCE_GEMM_H_
+
+#include <cstddef>
+#include <vector>
+
+#include "common/dtype.h"
+#include "common/views.h"
+#include "kernels/packed_matrix.h"
+
+namespace troupe::reference {
+
+// `count` numbers of `dtype`, no alignment needed, as float.
+std::vector<float> ToFloats(DataType dtype, const void* numbers, size_t count);
+
+// The weight of (output, k) in a matrix that is packed; of gate and up,
+// `part` 0 is gate and 1 is up.
+float PackedWeight(const PackedMatrix& matrix, size_t part, size_t output,
+                   size_t k);
+
+// output[r][c] = sum over i of input[r][i] * weights[c][i] + bias[c].
+// input [num_rows, k], weights [n, k], bias [n] or null, output [num_rows, n]
+void Gemm(ConstFloatMatrix input, ConstFloatMatrix weights, const float* bias,
+          FloatMatrix output);
+
+}  // namespace troupe::reference
+
+#endif  // TROUPE_KERNELS_REFERENCE_GEMM_H_
