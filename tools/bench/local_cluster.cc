@@ -1,0 +1,87 @@
+#include "tools/bench/local_cluster.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "cluster/expert_range.h"
+#include "common/status_macros.h"
+#include "expert_service/local_expert_peer.h"
+
+namespace troupe {
+
+LocalCluster::~LocalCluster() = default;
+
+absl::StatusOr<std::unique_ptr<LocalCluster>> LocalCluster::Start(
+    const LocalClusterOptions& options) {
+  auto cluster = std::unique_ptr<LocalCluster>(new LocalCluster(options));
+  ABSL_ASSIGN_OR_RETURN(cluster->checkpoint_,
+                        Checkpoint::Open(options.model_dir));
+  const ModelConfig& config = cluster->config();
+  std::vector<ExpertPool::Member> members;
+  if (config.num_experts > 0) {
+    const std::vector<std::string> split =
+        SplitExperts(config.num_experts, options.num_expert_groups);
+    for (size_t i = 0; i < split.size() * options.num_replicas; ++i) {
+      ExpertGroup& group = cluster->groups_.emplace_back();
+      ABSL_ASSIGN_OR_RETURN(
+          const std::vector<HalfOpenRange> range,
+          ParseRanges(split[i % split.size()], config.num_experts));
+      group.pool = std::make_unique<ThreadPool>(options.expert_threads);
+      ABSL_ASSIGN_OR_RETURN(
+          group.store,
+          ExpertStore::Load(*cluster->checkpoint_, {{0, config.num_layers}},
+                            range, *group.pool, [](uint64_t, uint64_t) {
+                              return absl::OkStatus();
+                            }));
+      group.batcher = std::make_unique<ExpertBatcher>(
+          *group.store, options.queue_rows, *group.pool);
+      v1::ExpertDescription description;
+      description.set_name(absl::StrCat("local-", i));
+      description.set_model_fingerprint(cluster->checkpoint_->fingerprint());
+      description.set_state(v1::SERVING_STATE_READY);
+      description.set_queue_capacity_rows(options.queue_rows);
+      description.mutable_experts()->Assign(group.store->versions().begin(),
+                                            group.store->versions().end());
+      members.push_back({absl::StrCat("local-", i),
+                         std::make_unique<LocalExpertPeer>(
+                             std::move(description), *group.batcher)});
+    }
+  }
+  ABSL_ASSIGN_OR_RETURN(
+      cluster->kv_, KvStorage::Create(config.num_layers, options.num_kv_blocks,
+                                      config.num_kv_heads, config.head_dim));
+  ABSL_ASSIGN_OR_RETURN(
+      cluster->runner_,
+      ModelRunner::Load(*cluster->checkpoint_,
+                        std::min(config.max_position_embeddings,
+                                 options.num_kv_blocks * kKvBlockSize),
+                        *cluster->kv_, cluster->pool_,
+                        [](uint64_t, uint64_t) { return absl::OkStatus(); }));
+  if (config.num_experts > 0) {
+    ExpertPoolOptions pool_options;
+    pool_options.is_moe_layer = config.is_moe_layer;
+    pool_options.num_experts = config.num_experts;
+    cluster->experts_ = std::make_unique<ExpertPool>(std::move(pool_options),
+                                                     std::move(members));
+    TokenDispatcherOptions dispatch_options;
+    dispatch_options.hidden_size = config.hidden_size;
+    dispatch_options.num_experts = config.num_experts;
+    cluster->dispatcher_ =
+        std::make_unique<TokenDispatcher>(*cluster->experts_, dispatch_options);
+  }
+  return cluster;
+}
+
+ServingLoop& LocalCluster::StartLoop() {
+  if (loop_ == nullptr) {
+    ServingLoopOptions options;
+    options.scheduler = options_.scheduler;
+    options.num_kv_blocks = options_.num_kv_blocks;
+    loop_ = std::make_unique<ServingLoop>(options, *runner_, dispatcher_.get(),
+                                          pool_);
+  }
+  return *loop_;
+}
+
+}  // namespace troupe

@@ -1,0 +1,74 @@
+// A whole cluster in one process, without gateway: for benchmarks and tests.
+#ifndef TROUPE_TOOLS_BENCH_LOCAL_CLUSTER_H_
+#define TROUPE_TOOLS_BENCH_LOCAL_CLUSTER_H_
+
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "cluster/expert_pool.h"
+#include "common/thread_pool.h"
+#include "expert_service/expert_batcher.h"
+#include "expert_service/expert_store.h"
+#include "model/checkpoint.h"
+#include "router_service/dispatch/token_dispatcher.h"
+#include "router_service/engine/model_runner.h"
+#include "router_service/kv_cache/kv_storage.h"
+#include "router_service/serving_loop.h"
+
+namespace troupe {
+
+struct LocalClusterOptions {
+  std::string model_dir;
+  size_t num_expert_groups = 1;  // contiguous ranges of experts
+  size_t num_replicas = 1;       // of each group
+  size_t router_threads = 1;
+  size_t expert_threads = 1;  // of each group
+  size_t num_kv_blocks = 256;
+  SchedulerOptions scheduler;
+  uint64_t queue_rows = 65536;
+};
+
+// The same classes as in the services, connected by the local transport. Owns
+// all of them. The loop starts with StartLoop; before that runner() and
+// dispatcher() may be used directly.
+class LocalCluster {
+ public:
+  static absl::StatusOr<std::unique_ptr<LocalCluster>> Start(
+      const LocalClusterOptions& options);
+  ~LocalCluster();
+
+  const ModelConfig& config() const { return checkpoint_->config(); }
+  ModelRunner& runner() { return *runner_; }
+  TokenDispatcher* dispatcher() { return dispatcher_.get(); }
+  KvStorage& kv() { return *kv_; }
+  ServingLoop& StartLoop();
+
+ private:
+  struct ExpertGroup {
+    std::unique_ptr<ExpertStore> store;
+    std::unique_ptr<ThreadPool> pool;
+    std::unique_ptr<ExpertBatcher> batcher;
+  };
+
+  explicit LocalCluster(const LocalClusterOptions& options)
+      : options_(options), pool_(options.router_threads) {}
+
+  const LocalClusterOptions options_;
+  // In the order in which they may be used; destroyed in the reverse one.
+  std::unique_ptr<Checkpoint> checkpoint_;
+  ThreadPool pool_;
+  std::vector<ExpertGroup> groups_;
+  std::unique_ptr<KvStorage> kv_;
+  std::unique_ptr<ModelRunner> runner_;
+  std::unique_ptr<ExpertPool> experts_;
+  std::unique_ptr<TokenDispatcher> dispatcher_;
+  std::unique_ptr<ServingLoop> loop_;
+};
+
+}  // namespace troupe
+
+#endif  // TROUPE_TOOLS_BENCH_LOCAL_CLUSTER_H_
