@@ -1,0 +1,19 @@
+// The most that this machine gives: what benchmarks are a fraction of.
+#ifndef TROUPE_TOOLS_BENCH_MACHINE_PEAK_H_
+#define TROUPE_TOOLS_BENCH_MACHINE_PEAK_H_
+
+#include "common/thread_pool.h"
+
+namespace troupe {
+
+// Bytes per second that the pool reads from memory: the best of several passes
+// over a buffer that is larger than the caches.
+double MeasureReadBandwidth(ThreadPool& pool);
+
+// Floating-point operations per second (a fused multiply-add is two) of the
+// pool in registers, with the chosen instruction set: the best of several runs.
+double MeasurePeakFlops(ThreadPool& pool);
+
+}  // namespace troupe
+
+#endif  // TROUPE_TOOLS_BENCH_MACHINE_PEAK_H_

@@ -1,0 +1,119 @@
+#include "kernels/cpu/targets.h"
+#include "tools/bench/machine_peak.h"
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "tools/bench/measure_peak.cc"
+#include "hwy/foreach_target.h"
+// foreach_target.h stays before the rest.
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "hwy/highway.h"
+#include "kernels/aligned_memory.h"
+#include "kernels/cpu/math-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace troupe::HWY_NAMESPACE {
+
+// Twelve chains hide the latency of two multiply-add units; returns something
+// that depends on all of them.
+float MultiplyAdds(size_t rounds) {
+  constexpr size_t kChains = 12;
+  FloatVector acc[kChains];
+  for (size_t i = 0; i < kChains; ++i) {
+    acc[i] = hn::Set(kFloats, static_cast<float>(i));
+  }
+  const FloatVector factor = hn::Set(kFloats, 0.999f);
+  const FloatVector addend = hn::Set(kFloats, 0.001f);
+  for (size_t round = 0; round < rounds; ++round) {
+    TROUPE_UNROLL for (size_t i = 0; i < kChains; ++i) {
+      acc[i] = hn::MulAdd(acc[i], factor, addend);
+    }
+  }
+  FloatVector sum = acc[0];
+  for (size_t i = 1; i < kChains; ++i) sum = hn::Add(sum, acc[i]);
+  return hn::GetLane(sum);
+}
+
+size_t FlopsPerRound() { return 12 * kLanes * 2; }
+
+// Xor of `num_bytes`, a multiple of 512.
+uint64_t ReadAll(const uint8_t* from, size_t num_bytes) {
+  const hn::CappedTag<uint64_t, 8> d;
+  constexpr size_t kVectors = 8;
+  const size_t bytes = hn::Lanes(d) * sizeof(uint64_t);
+  hn::Vec<decltype(d)> acc[kVectors];
+  for (auto& v : acc) v = hn::Zero(d);
+  for (size_t i = 0; i < num_bytes; i += kVectors * bytes) {
+    TROUPE_UNROLL for (size_t j = 0; j < kVectors; ++j) {
+      acc[j] = hn::Xor(
+          acc[j],
+          hn::Load(d, reinterpret_cast<const uint64_t*>(from + i + j * bytes)));
+    }
+  }
+  for (size_t j = 1; j < kVectors; ++j) acc[0] = hn::Xor(acc[0], acc[j]);
+  return hn::GetLane(acc[0]);
+}
+
+}  // namespace troupe::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace troupe {
+
+HWY_EXPORT(MultiplyAdds);
+HWY_EXPORT(FlopsPerRound);
+HWY_EXPORT(ReadAll);
+
+namespace {
+
+// The least seconds of `repeats` runs of a job on all threads.
+template <typename Task>
+double BestSeconds(int repeats, size_t num_tasks, ThreadPool& pool,
+                   const Task& task) {
+  double best = 1e30;
+  for (int i = 0; i < repeats; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    pool.ParallelFor(num_tasks, task);
+    const std::chrono::duration<double> elapsed =
+        std::chrono::steady_clock::now() - start;
+    best = std::min(best, elapsed.count());
+  }
+  return best;
+}
+
+volatile uint64_t sink;  // keeps results that nobody wants
+
+}  // namespace
+
+double MeasureReadBandwidth(ThreadPool& pool) {
+  constexpr size_t kChunk = size_t{4} << 20;
+  constexpr size_t kNumChunks = 256;  // 1 GiB
+  uint8_t* buffer = static_cast<uint8_t*>(AllocateAligned(kChunk * kNumChunks));
+  pool.ParallelFor(kNumChunks, [&](size_t i, size_t worker) {
+    std::memset(buffer + i * kChunk, static_cast<int>(i), kChunk);
+  });
+  const double seconds =
+      BestSeconds(7, kNumChunks, pool, [&](size_t i, size_t worker) {
+        sink = HWY_DYNAMIC_DISPATCH(ReadAll)(buffer + i * kChunk, kChunk);
+      });
+  FreeAligned(buffer);
+  return static_cast<double>(kChunk * kNumChunks) / seconds;
+}
+
+double MeasurePeakFlops(ThreadPool& pool) {
+  constexpr size_t kRounds = 1'000'000;
+  const size_t tasks = pool.num_threads() * 4;
+  const double seconds =
+      BestSeconds(15, tasks, pool, [&](size_t i, size_t worker) {
+        sink =
+            static_cast<uint64_t>(HWY_DYNAMIC_DISPATCH(MultiplyAdds)(kRounds));
+      });
+  const size_t flops = HWY_DYNAMIC_DISPATCH(FlopsPerRound)();
+  return static_cast<double>(flops * kRounds * tasks) / seconds;
+}
+
+}  // namespace troupe
+#endif  // HWY_ONCE
