@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
@@ -61,7 +62,7 @@ class Tokenizer {
       const std::string& model_dir);
 
   // InvalidArgument: invalid UTF-8, with the byte offset; a text that is too
-  // long; a character that the vocabulary cannot express.
+  // long.
   virtual absl::StatusOr<std::vector<int32_t>> Encode(
       absl::string_view text, const EncodeOptions& options) const = 0;
 
@@ -92,6 +93,10 @@ class Tokenizer {
 
   // For people: "bpe (byte-level)", "bpe (byte fallback)", "sentencepiece".
   virtual std::string name() const = 0;
+
+ protected:
+  // What every Encode refuses.
+  static absl::Status CheckText(absl::string_view text);
 };
 
 // Turns the tokens of one stream into text deltas. The concatenation of all
