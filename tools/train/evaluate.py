@@ -11,6 +11,8 @@ perplexity per token, bits per byte and tokens_per_expert [layers, experts].
 
 import argparse
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -36,19 +38,36 @@ def windows(story: torch.Tensor):
         scored = end
 
 
+def parallel(function, items: list) -> list:
+    """Results in order; one thread per core, each with one core. Stories are
+    too short for threads inside an operator to help."""
+    with ThreadPoolExecutor(
+            len(os.sched_getaffinity(0)),
+            initializer=lambda: torch.set_num_threads(1)) as pool:
+        return list(pool.map(function, items))
+
+
 @torch.no_grad()
-def held_out(model, data: dict) -> dict:
-    stories = np.split(data["ids"].astype(np.int64), data["starts"][1:])
+def score(model, story: np.ndarray):
+    """Nats, number of scored tokens, loads [layers, experts]."""
+    story = torch.from_numpy(np.append(story, END_ID).astype(np.int64))
     nats, count, loads = 0.0, 0, 0
-    for story in stories:
-        story = torch.from_numpy(np.append(story, END_ID))
-        for ids, first in windows(story):
-            x, load, _ = model.hidden_states(ids[None, :-1])
-            logits = F.linear(x[0, first - 1:], model.embedding)
-            nats += F.cross_entropy(logits.double(), ids[first:],
-                                    reduction="sum").item()
-            count += len(ids) - first
-            loads = loads + load
+    for ids, first in windows(story):
+        x, load, _ = model.hidden_states(ids[None, :-1])
+        logits = F.linear(x[0, first - 1:], model.embedding)
+        nats += F.cross_entropy(logits.double(), ids[first:],
+                                reduction="sum").item()
+        count += len(ids) - first
+        loads = loads + load
+    return nats, count, loads
+
+
+def held_out(model, data: dict) -> dict:
+    stories = np.split(data["ids"], data["starts"][1:])
+    scores = parallel(lambda story: score(model, story), stories)
+    nats = sum(s[0] for s in scores)
+    count = sum(s[1] for s in scores)
+    loads = sum(s[2] for s in scores)
     num_bytes = int(data["bytes"].sum())
     return dict(stories=len(stories), scored_tokens=count, bytes=num_bytes,
                 perplexity=float(np.exp(nats / count)),
@@ -102,12 +121,13 @@ def samples(model, work: Path) -> list[str]:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(work / "tokenizer.json"))
-    texts = []
-    for prompt in PROMPTS:
+
+    def tell(prompt: str) -> str:
         ids = [END_ID] + tokenizer.encode(prompt).ids
-        texts.append(tokenizer.decode(greedy(model, ids, 300),
-                                      skip_special_tokens=True))
-    return texts
+        return tokenizer.decode(greedy(model, ids, 300),
+                                skip_special_tokens=True)
+
+    return parallel(tell, PROMPTS)
 
 
 if __name__ == "__main__":

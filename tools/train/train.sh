@@ -16,7 +16,7 @@ work="$root/build/train"
 out="$root/models/demo"
 tokens=20000000
 minutes=100000
-compare_tokens=2000000
+compare_tokens=1000000
 while (($#)); do
   case "$1" in
     --data) data="$2" ;;
