@@ -52,25 +52,60 @@ MIN_DISTINCT_GREEDY_IDS = 16
 TOLERANCE = 5e-4
 # Logits of a given model are stored for this many positions at the end.
 NUM_LAST_LOGITS = 8
-NUM_MODEL_PROMPTS = 3
 
 FIXTURE_PROMPTS = [
     "A small fox & 7 owls met by the old oak.",
     "Mia said: \u201cLook, the caf\u00e9 is open!\u201d They ran in, "
     "out of 3 cold winds.",
 ]
-# More than are needed: those with a near tie are passed over.
+# Short, middle and long, so that the KV blocks of a prompt are one, a few and
+# many. One of each list is used: those with a near tie are passed over.
 MODEL_PROMPTS = [
-    "Once upon a time, there was a little",
-    "Tom had a big red ball. One day, he took it to the park and",
-    "Lily was sad because she could not find her cat. Her mom said, \"",
-    "The sun was warm and the birds sang. A small rabbit came out and",
-    "Ben and Mia wanted to make a cake for their grandma. First they",
-    "There was an old boat near the lake. Nobody had used it for years.",
-    "Sam saw a dark cloud in the sky. He ran home as fast as he could, but",
-    "One morning a bird found a shiny key under a tree. She asked",
-    "\"Can I come with you?\" asked the little dog. The boy smiled and",
-    "Anna liked to draw. She drew a house, a tree and a",
+    [
+        "Once upon a time, there was a little",
+        "One day, Tom found a big red ball in the",
+        "The sun was warm and the birds sang. A small rabbit came out and",
+        "Anna liked to draw. She drew a house, a tree and a",
+        "There was an old boat near the lake.",
+        "Sam saw a dark cloud in the sky. He",
+    ],
+    [
+        "Lily was sad because she could not find her cat. She looked under "
+        "the bed and behind the door. Then her mom said, \"",
+        "Ben and Mia wanted to make a cake for their grandma. They had flour, "
+        "milk and three eggs, but no sugar. So they",
+        "One morning a bird found a shiny key under a tree. It flew to the "
+        "fox and asked, \"Is this your key?\" The fox",
+        "\"Can I come with you?\" asked the little dog. The boy smiled and "
+        "opened the gate. They walked down the road until",
+        "The old man had a garden full of flowers. Every day he gave them "
+        "water and sang to them. One day, a girl",
+    ],
+    [
+        "Max was a small blue train. Every day he carried apples from the "
+        "farm to the town. He was proud of his work.\n\nOne cold night it "
+        "began to snow. The tracks were white and Max could not see the way. "
+        "\"Oh no,\" he said. \"What shall I do?\" Then he saw a light. It was "
+        "his friend, the",
+        "A girl named Zoe had a kite. It was green and yellow with a long "
+        "tail.\n\nZoe ran up the hill. The wind was strong and the kite flew "
+        "high. But then the string broke! The kite went over the trees and "
+        "far away. Zoe began to cry. Her brother came and said, \"Do not cry, "
+        "we will",
+        "Once there were two frogs who lived in a pond. The big frog was "
+        "very loud and the little frog was very quiet.\n\nOne day a heron "
+        "came to the pond. It was hungry. The big frog did not see it, but "
+        "the little frog did. He jumped up and shouted for the first time. "
+        "The big frog",
+        "Nina had a box full of buttons. There were round ones, square ones "
+        "and one that looked like a star.\n\nHer grandpa came to visit. His "
+        "coat was old and a button was missing. \"I can help,\" said Nina. "
+        "She opened the box and took out the star. Grandpa",
+        "It was the first day of school. Leo had a new bag and new shoes. "
+        "He held his dad's hand and did not want to let go.\n\nThe teacher "
+        "came to the door. \"Hello, Leo,\" she said. \"We have a rabbit in our "
+        "class. Do you want to see it?\" Leo looked at his dad and",
+    ],
 ]
 
 
@@ -276,20 +311,20 @@ def make_fixture(fixture: fixtures.Fixture, out: Path) -> None:
 def make_model_goldens(directory: Path, out: Path) -> None:
     model = reference.load(directory)
     prompts = []
-    for text in MODEL_PROMPTS:
-        try:
-            prompts.append(prompt_goldens(
-                directory, model, text, NUM_LAST_LOGITS,
-                MIN_ROUTER_GAP_OF_GIVEN_MODEL))
-        except Unsuitable as reason:
-            print(f"passed over: {text!r}: {reason}", flush=True)
-            continue
-        print(prompts[-1][1], flush=True)
-        if len(prompts) == NUM_MODEL_PROMPTS:
+    for choice in MODEL_PROMPTS:
+        for text in choice:
+            try:
+                prompts.append(prompt_goldens(
+                    directory, model, text, NUM_LAST_LOGITS,
+                    MIN_ROUTER_GAP_OF_GIVEN_MODEL))
+            except Unsuitable as reason:
+                print(f"passed over: {text!r}: {reason}", flush=True)
+                continue
+            print(prompts[-1][1], flush=True)
             break
-    else:
-        raise ValueError(f"only {len(prompts)} of {NUM_MODEL_PROMPTS} prompts "
-                         "without a near tie; add some to MODEL_PROMPTS")
+        else:
+            raise ValueError("every prompt of a list has a near tie; add some "
+                             "to MODEL_PROMPTS")
     out.mkdir(parents=True, exist_ok=True)
     write_goldens(out, prompts, {
         "num_last_logits": NUM_LAST_LOGITS,
