@@ -4,7 +4,6 @@
 
 #include <array>
 #include <cstdint>
-#include <queue>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"

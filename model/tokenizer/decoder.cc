@@ -38,8 +38,9 @@ size_t CountAtEnd(absl::string_view text, absl::string_view content,
   return count;
 }
 
-// The characters that bytes stand for; when they are not UTF-8 altogether, one
-// U+FFFD for each of them.
+// The characters that a run of bytes stands for; when they are not UTF-8
+// altogether, one U+FFFD for each byte. So a later byte can change what an
+// earlier one is, and a stream holds back a run until it ends.
 std::string BytesToText(const std::string& bytes) {
   if (FindInvalidUtf8(bytes) == bytes.size()) return bytes;
   std::string text;

@@ -1,9 +1,8 @@
 // The tokenizer of a tokenizer.model.
 //
-// The format is SentencePiece's (Kudo and Richardson, "SentencePiece", 2018).
-// Its library is not linked: Debian's carries its own protobuf under the
-// public names, which aborts in a process that has gRPC's; and it trusts the
-// file. The two algorithms below give the ids of the library.
+// The format is SentencePiece's (Kudo and Richardson, "SentencePiece", 2018),
+// and so are the ids. Its library is not linked: see
+// docs/decisions/0004-sentencepiece-without-its-library.md.
 #ifndef TROUPE_MODEL_TOKENIZER_SENTENCEPIECE_TOKENIZER_H_
 #define TROUPE_MODEL_TOKENIZER_SENTENCEPIECE_TOKENIZER_H_
 
