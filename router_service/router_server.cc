@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <deque>
 #include <memory>
@@ -81,6 +82,16 @@ absl::StatusOr<SamplingOptions> ToSamplingOptions(
     options.logit_bias.emplace_back(static_cast<int32_t>(token), bias);
   }
   return options;
+}
+
+// A moment before the call's deadline, so that the client gets our status,
+// which says what was missing, and not its own.
+SteadyTime AnswerBy(SteadyTime deadline) {
+  if (deadline == kNoDeadline) return deadline;
+  const auto left = deadline - std::chrono::steady_clock::now();
+  const auto margin = std::clamp<SteadyTime::duration>(
+      left / 10, milliseconds(20), milliseconds(500));
+  return deadline - margin;
 }
 
 void AddToken(const SequenceToken& token, v1::TokenOutput* output) {
@@ -300,7 +311,7 @@ grpc::ServerWriteReactor<v1::RouterGenerateResponse>* RouterServer::Generate(
     call->End(ToGrpcStatus(sequence.status()));
     return call;
   }
-  sequence->deadline = ToSteadyTime(context->deadline());
+  sequence->deadline = AnswerBy(ToSteadyTime(context->deadline()));
   call->Start(*std::move(sequence));
   return call;
 }

@@ -1,0 +1,219 @@
+// The exactness contract (docs/architecture.md): the same prompt and seed give
+// the same bytes, whatever the batch, the number of expert processes, the
+// transport, the replicas, preemption.
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "cluster/expert_range.h"
+#include "common/rpc/rpc_channel.h"
+#include "common/rpc/rpc_server.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "router_service/router_server.h"
+#include "tests/fakes/process_cluster.h"
+#include "tests/integration/mixed_requests.h"
+#include "tools/bench/local_cluster.h"
+
+namespace troupe {
+namespace {
+
+const std::string& ModelDir() {
+  static const std::string dir = TROUPE_SOURCE_DIR "/tests/goldens/olmoe_clip";
+  return dir;
+}
+
+// A router with local experts behind its real edge.
+class LocalRouter {
+ public:
+  explicit LocalRouter(const LocalClusterOptions& options)
+      : cluster_(*LocalCluster::Start(options)),
+        service_(RouterServerOptions{"local", "", 256}, cluster_->config(),
+                 cluster_->StartLoop(), nullptr) {
+    RpcServerOptions server_options;
+    server_options.listen = {absl::StrCat("unix:", dir_.path(), "/router")};
+    server_ = *RpcServer::Start(server_options, {&service_});
+    stub_ = v1::Router::NewStub(MakeChannel(server_options.listen[0]));
+  }
+  ~LocalRouter() { server_->Shutdown(milliseconds(1000)); }
+
+  v1::Router::Stub& stub() { return *stub_; }
+  const ModelConfig& config() const { return cluster_->config(); }
+  v1::RouterStats Stats() {
+    v1::RouterStats stats;
+    cluster_->StartLoop().GetStats(stats);
+    return stats;
+  }
+
+ private:
+  TempDir dir_;
+  std::unique_ptr<LocalCluster> cluster_;
+  RouterServer service_;
+  std::unique_ptr<RpcServer> server_;
+  std::unique_ptr<v1::Router::Stub> stub_;
+};
+
+LocalClusterOptions LocalOptions() {
+  LocalClusterOptions options;
+  options.model_dir = ModelDir();
+  return options;
+}
+
+// Each request alone, one expert group, one thread.
+class ExactnessTest : public testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    LocalRouter router(LocalOptions());
+    requests_ = new std::vector<v1::RouterGenerateRequest>(
+        MixedRequests(static_cast<uint32_t>(router.config().vocab_size)));
+    alone_ = new std::vector<std::string>();
+    size_t num_tokens = 0;
+    for (const v1::RouterGenerateRequest& request : *requests_) {
+      const Outcome outcome = Generate(router.stub(), request);
+      ASSERT_TRUE(outcome.status.ok()) << outcome.status.error_message();
+      alone_->push_back(outcome.Bytes());
+      num_tokens += outcome.num_tokens();
+    }
+    ASSERT_GT(num_tokens, 200u);
+  }
+  static void TearDownTestSuite() {
+    delete requests_;
+    delete alone_;
+  }
+
+  static void ExpectSame(const std::vector<Outcome>& outcomes) {
+    ASSERT_EQ(outcomes.size(), alone_->size());
+    for (size_t i = 0; i < outcomes.size(); ++i) {
+      EXPECT_EQ(outcomes[i].Bytes(), (*alone_)[i]) << "request " << i;
+    }
+  }
+
+  static std::vector<v1::RouterGenerateRequest>* requests_;
+  static std::vector<std::string>* alone_;
+};
+std::vector<v1::RouterGenerateRequest>* ExactnessTest::requests_ = nullptr;
+std::vector<std::string>* ExactnessTest::alone_ = nullptr;
+
+TEST_F(ExactnessTest, RequestsDiffer) {
+  for (size_t i = 0; i < alone_->size(); ++i) {
+    for (size_t j = 0; j < i; ++j) EXPECT_NE((*alone_)[i], (*alone_)[j]);
+  }
+}
+
+TEST_F(ExactnessTest, AnotherSeedGivesOtherBytes) {
+  LocalRouter router(LocalOptions());
+  v1::RouterGenerateRequest request = (*requests_)[1];
+  request.mutable_sampling()->set_seed(7);
+  EXPECT_NE(Generate(router.stub(), request).Bytes(), (*alone_)[1]);
+}
+
+TEST_F(ExactnessTest, LocalBatchOf16) {
+  for (const size_t groups : {1, 2, 4, 8}) {
+    for (const size_t replicas : {1, 2}) {
+      SCOPED_TRACE(absl::StrCat(groups, " groups, ", replicas, " replicas"));
+      LocalClusterOptions options = LocalOptions();
+      options.num_expert_groups = groups;
+      options.num_replicas = replicas;
+      options.router_threads = replicas;
+      options.expert_threads = replicas;
+      LocalRouter router(options);
+      ExpectSame(GenerateAll(router.stub(), *requests_));
+    }
+  }
+}
+
+TEST_F(ExactnessTest, LocalWithSmallSteps) {
+  LocalClusterOptions options = LocalOptions();
+  options.scheduler.max_batch_tokens = 5;
+  options.scheduler.max_sequences = 3;
+  LocalRouter router(options);
+  ExpectSame(GenerateAll(router.stub(), *requests_));
+}
+
+TEST_F(ExactnessTest, LocalWithPreemption) {
+  LocalClusterOptions options = LocalOptions();
+  options.num_kv_blocks = 14;  // the longest request needs 9
+  LocalRouter router(options);
+  ExpectSame(GenerateAll(router.stub(), *requests_));
+  const v1::RouterStats stats = router.Stats();
+  EXPECT_GT(stats.preemptions(), 0u);
+  EXPECT_EQ(stats.kv_blocks_free(), stats.kv_blocks_total());
+}
+
+// An earlier attempt's tokens are given back: the rest is the same.
+TEST_F(ExactnessTest, ReplayGoesOnWithTheSameBytes) {
+  LocalRouter router(LocalOptions());
+  for (const size_t i : {1, 2, 5, 8}) {
+    const Outcome whole = Generate(router.stub(), (*requests_)[i]);
+    v1::RouterGenerateRequest rest = (*requests_)[i];
+    for (size_t t = 0; t < 5; ++t) {
+      rest.add_generated_token_ids(whole.responses[t].tokens(0).token_id());
+    }
+    const Outcome replay = Generate(router.stub(), rest);
+    Outcome tail;
+    tail.responses.assign(whole.responses.begin() + 5, whole.responses.end());
+    EXPECT_EQ(replay.Bytes(), tail.Bytes()) << "request " << i;
+  }
+}
+
+struct ProcessCase {
+  const char* name;
+  size_t num_processes;
+  size_t num_replicas;
+  bool tcp;
+  std::vector<std::string> router_flags;
+  bool expect_preemptions;
+};
+
+class ProcessExactnessTest : public ExactnessTest,
+                             public testing::WithParamInterface<ProcessCase> {};
+
+TEST_P(ProcessExactnessTest, BatchOf16) {
+  const ProcessCase& test_case = GetParam();
+  ProcessClusterOptions options;
+  options.model_dir = ModelDir();
+  options.expert_ranges = SplitExperts(8, test_case.num_processes);
+  options.num_replicas = test_case.num_replicas;
+  options.tcp = test_case.tcp;
+  options.router_flags = test_case.router_flags;
+  ProcessCluster cluster(options);
+  ExpectSame(GenerateAll(cluster.stub(), *requests_));
+  const v1::RouterStats stats = cluster.Stats();
+  EXPECT_EQ(stats.preemptions() > 0, test_case.expect_preemptions);
+  // Nobody was idle: every expert process computed some of it.
+  for (const v1::ExpertPeer& peer : stats.peers()) {
+    EXPECT_GT(peer.messages(), 0u) << peer.address();
+    EXPECT_EQ(peer.transport(), "grpc");
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Processes, ProcessExactnessTest,
+    testing::Values(
+        ProcessCase{"one", 1, 1, false, {}, false},
+        ProcessCase{"two", 2, 1, false, {}, false},
+        ProcessCase{"four", 4, 1, false, {}, false},
+        ProcessCase{"eight", 8, 1, false, {}, false},
+        ProcessCase{"four_tcp", 4, 1, true, {}, false},
+        ProcessCase{"two_with_two_replicas", 2, 2, false, {}, false},
+        ProcessCase{"preempted", 2, 1, false, {"--kv-blocks", "14"}, true}),
+    [](const auto& param) { return std::string(param.param.name); });
+
+// Two routers share the expert processes: their rows are merged.
+TEST_F(ExactnessTest, TwoRouters) {
+  ProcessClusterOptions options;
+  options.model_dir = ModelDir();
+  options.expert_ranges = SplitExperts(8, 2);
+  options.num_routers = 2;
+  ProcessCluster cluster(options);
+  std::vector<Outcome> first;
+  std::thread thread([&] { first = GenerateAll(cluster.stub(0), *requests_); });
+  const std::vector<Outcome> second = GenerateAll(cluster.stub(1), *requests_);
+  thread.join();
+  ExpectSame(first);
+  ExpectSame(second);
+}
+
+}  // namespace
+}  // namespace troupe
