@@ -91,7 +91,8 @@ void Take(const v1::GenerateResponse& response, CallResult& result) {
 
 class GatewayTest : public testing::Test {
  protected:
-  // Starts a gateway in front of the routers and waits until it is SERVING.
+  // Starts a gateway in front of the routers, waits until it is SERVING and
+  // knows all of them.
   void StartGateway(GatewayOptions options = {}) {
     options.listen = {"127.0.0.1:0"};
     options.poll_interval = milliseconds(20);
@@ -107,6 +108,7 @@ class GatewayTest : public testing::Test {
     channel_ = MakeChannel(gateway_->addresses()[0]);
     stub_ = v1::Gateway::NewStub(channel_);
     AwaitHealth(grpc::health::v1::HealthCheckResponse::SERVING);
+    for (const auto& router : routers_) router->AwaitDescribedTwice();
   }
 
   FakeRouter& AddRouter(FakeRouter::Behaviour behaviour) {

@@ -46,7 +46,8 @@ struct FakeRouter::State {
   double newest_timeout_ms = -1;
   uint64_t num_written = 0;
   size_t cancelled = 0;
-  bool killing = false;
+  uint64_t num_described = 0;
+  bool killing = false;  // or killed
 
   std::string address;
   std::unique_ptr<Service> service;
@@ -131,6 +132,7 @@ class FakeRouter::State::Service final : public v1::Router::CallbackService {
                                      v1::RouterDescription* response) override {
     absl::MutexLock lock(&state_.mu);
     *response = state_.description;
+    ++state_.num_described;
     return Ok(context);
   }
 
@@ -235,6 +237,15 @@ void FakeRouter::AwaitCalls(size_t count) {
 void FakeRouter::AwaitCancelled(size_t count) {
   const auto enough = [&] { return state_->cancelled >= count; };
   absl::MutexLock lock(&state_->mu);
+  state_->mu.Await(absl::Condition(&enough));
+}
+
+void FakeRouter::AwaitDescribedTwice() {
+  absl::MutexLock lock(&state_->mu);
+  const uint64_t before = state_->num_described;
+  const auto enough = [&] {
+    return state_->killing || state_->num_described >= before + 2;
+  };
   state_->mu.Await(absl::Condition(&enough));
 }
 

@@ -55,6 +55,10 @@ class FakeRouter {
   // client.
   void AwaitCalls(size_t count);
   void AwaitCancelled(size_t count);
+  // Blocks until it was asked to describe itself twice more: then the first
+  // answer has been read, as a gateway asks again only afterwards. Returns at
+  // once when killed.
+  void AwaitDescribedTwice();
   // Blocks until gRPC has taken no response for a quarter of a second: flow
   // control holds the calls back, and says so in no other way.
   void AwaitStalled();

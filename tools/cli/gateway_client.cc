@@ -1,0 +1,134 @@
+#include "tools/cli/gateway_client.h"
+
+#include <set>
+
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "common/rpc/rpc_channel.h"
+#include "common/rpc/status.h"
+#include "protos/gateway.grpc.pb.h"
+
+namespace troupe {
+namespace {
+
+constexpr milliseconds kUnaryTimeout{10000};
+
+void SetTimeout(grpc::ClientContext& context, milliseconds timeout) {
+  SetDeadline(context, Clock::Real().Now() + timeout);
+}
+
+}  // namespace
+
+struct GatewayClient::State {
+  std::unique_ptr<v1::Gateway::Stub> stub;
+  absl::Mutex mu;
+  std::set<grpc::ClientContext*> running ABSL_GUARDED_BY(mu);
+};
+
+GatewayClient::GatewayClient(const std::string& address)
+    : state_(std::make_unique<State>()) {
+  state_->stub = v1::Gateway::NewStub(MakeChannel(address));
+}
+GatewayClient::~GatewayClient() = default;
+
+absl::StatusOr<v1::ModelInfo> GatewayClient::GetModel() {
+  grpc::ClientContext context;
+  SetTimeout(context, kUnaryTimeout);
+  v1::ModelInfo info;
+  const grpc::Status status =
+      state_->stub->GetModel(&context, v1::GetModelRequest(), &info);
+  if (!status.ok()) return FromGrpcStatus(status);
+  return info;
+}
+
+absl::StatusOr<v1::ClusterStats> GatewayClient::GetStats(bool include_experts) {
+  grpc::ClientContext context;
+  SetTimeout(context, kUnaryTimeout);
+  v1::GetStatsRequest request;
+  request.set_include_experts(include_experts);
+  v1::ClusterStats stats;
+  const grpc::Status status = state_->stub->GetStats(&context, request, &stats);
+  if (!status.ok()) return FromGrpcStatus(status);
+  return stats;
+}
+
+absl::StatusOr<std::vector<uint32_t>> GatewayClient::Tokenize(
+    const std::string& text, bool add_special_tokens, bool parse_special) {
+  grpc::ClientContext context;
+  SetTimeout(context, kUnaryTimeout);
+  v1::TokenizeRequest request;
+  request.set_text(text);
+  request.set_add_special_tokens(add_special_tokens);
+  request.set_parse_special(parse_special);
+  v1::TokenizeResponse response;
+  const grpc::Status status =
+      state_->stub->Tokenize(&context, request, &response);
+  if (!status.ok()) return FromGrpcStatus(status);
+  return std::vector<uint32_t>(response.token_ids().begin(),
+                               response.token_ids().end());
+}
+
+absl::Status GatewayClient::Generate(
+    const v1::GenerateRequest& request, int timeout_ms,
+    const std::function<void(const v1::GenerateResponse&)>& on_response) {
+  grpc::ClientContext context;
+  if (timeout_ms > 0) SetTimeout(context, milliseconds(timeout_ms));
+  {
+    absl::MutexLock lock(&state_->mu);
+    state_->running.insert(&context);
+  }
+  const auto reader = state_->stub->Generate(&context, request);
+  v1::GenerateResponse response;
+  while (reader->Read(&response)) on_response(response);
+  const grpc::Status status = reader->Finish();
+  absl::MutexLock lock(&state_->mu);
+  state_->running.erase(&context);
+  return FromGrpcStatus(status);
+}
+
+void GatewayClient::CancelAll() {
+  absl::MutexLock lock(&state_->mu);
+  for (grpc::ClientContext* context : state_->running) context->TryCancel();
+}
+
+std::string Explain(const absl::Status& status, const std::string& address) {
+  const std::string message(status.message());
+  switch (status.code()) {
+    case absl::StatusCode::kUnavailable:
+      return absl::StrCat(address, ": ", message,
+                          "\nIs a cluster running there? Start one with: "
+                          "troupe serve MODEL_DIR");
+    case absl::StatusCode::kResourceExhausted:
+      return absl::StrCat(address, ": ", message, "; try again in a moment");
+    case absl::StatusCode::kDeadlineExceeded:
+      return absl::StrCat(address, ": no answer in time (", message, ")");
+    default:
+      return absl::StrCat(address, ": ", message);
+  }
+}
+
+bool SamplingFlags::any() const {
+  return temperature || top_k || top_p || min_p || repetition_penalty ||
+         presence_penalty || frequency_penalty;
+}
+
+v1::SamplingParams MergeSampling(const v1::SamplingParams& defaults,
+                                 const SamplingFlags& flags) {
+  v1::SamplingParams sampling = defaults;
+  if (flags.temperature) sampling.set_temperature(*flags.temperature);
+  if (flags.top_k) sampling.set_top_k(*flags.top_k);
+  if (flags.top_p) sampling.set_top_p(*flags.top_p);
+  if (flags.min_p) sampling.set_min_p(*flags.min_p);
+  if (flags.repetition_penalty) {
+    sampling.set_repetition_penalty(*flags.repetition_penalty);
+  }
+  if (flags.presence_penalty) {
+    sampling.set_presence_penalty(*flags.presence_penalty);
+  }
+  if (flags.frequency_penalty) {
+    sampling.set_frequency_penalty(*flags.frequency_penalty);
+  }
+  return sampling;
+}
+
+}  // namespace troupe

@@ -1,0 +1,143 @@
+#include "tools/cli/serve_plan.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "common/status_macros.h"
+
+namespace troupe {
+namespace {
+
+// The start of every process's command line.
+std::vector<std::string> CommonArguments(const ServeOptions& options,
+                                         const std::string& binary,
+                                         const std::string& name) {
+  return {absl::StrCat(options.binary_dir, "/", binary),
+          options.model_dir,
+          "--name",
+          name,
+          "--drain-seconds",
+          absl::StrCat(options.drain_seconds),
+          "--log-level",
+          options.log_level,
+          "--die-with-parent"};
+}
+
+void AddFlag(std::vector<std::string>& arguments, const std::string& flag,
+             const std::string& value) {
+  arguments.push_back(flag);
+  arguments.push_back(value);
+}
+
+void AddUnlessZero(std::vector<std::string>& arguments, const std::string& flag,
+                   size_t value) {
+  if (value > 0) AddFlag(arguments, flag, absl::StrCat(value));
+}
+
+absl::StatusOr<size_t> NumExpertProcesses(const ServeOptions& options,
+                                          size_t num_experts) {
+  if (options.num_expert_processes < 0) {
+    return std::min<size_t>(4, num_experts);
+  }
+  const auto wanted = static_cast<size_t>(options.num_expert_processes);
+  if (num_experts == 0 && wanted > 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--experts is ", wanted, ", but this is a dense model: it has none"));
+  }
+  if (wanted > num_experts || (wanted == 0 && num_experts > 0)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--experts is ", wanted, "; this model has ", num_experts,
+                     " experts per layer: 1 to ", num_experts, " processes"));
+  }
+  return wanted;
+}
+
+}  // namespace
+
+std::vector<std::string> SplitExperts(size_t num_experts,
+                                      size_t num_processes) {
+  std::vector<std::string> ranges;
+  for (size_t i = 0; i < num_processes; ++i) {
+    const size_t begin = num_experts * i / num_processes;
+    const size_t end = num_experts * (i + 1) / num_processes;
+    ranges.push_back(end - begin == 1 ? absl::StrCat(begin)
+                                      : absl::StrCat(begin, "-", end - 1));
+  }
+  return ranges;
+}
+
+absl::StatusOr<std::vector<ProcessSpec>> PlanProcesses(
+    const ServeOptions& options, size_t num_experts,
+    const NewAddress& new_address) {
+  if (options.replicas == 0) {
+    return absl::InvalidArgumentError("--replicas is 0; at least 1");
+  }
+  if (options.num_routers == 0) {
+    return absl::InvalidArgumentError("--routers is 0; at least 1");
+  }
+  ABSL_ASSIGN_OR_RETURN(const size_t num_processes,
+                        NumExpertProcesses(options, num_experts));
+  const std::vector<std::string> ranges =
+      SplitExperts(num_experts, num_processes);
+  std::vector<ProcessSpec> processes;
+  std::vector<std::string> expert_addresses;
+  for (size_t i = 0; i < ranges.size(); ++i) {
+    for (size_t replica = 0; replica < options.replicas; ++replica) {
+      ProcessSpec process;
+      process.tier = ProcessTier::kExpert;
+      process.name = options.replicas == 1
+                         ? absl::StrCat("expert-", i)
+                         : absl::StrCat("expert-", i, ".", replica);
+      ABSL_ASSIGN_OR_RETURN(process.address, new_address(process.name));
+      process.arguments =
+          CommonArguments(options, "troupe-expert", process.name);
+      AddFlag(process.arguments, "--listen", process.address);
+      AddFlag(process.arguments, "--experts", ranges[i]);
+      AddUnlessZero(process.arguments, "--threads", options.threads);
+      AddUnlessZero(process.arguments, "--queue-rows", options.queue_rows);
+      expert_addresses.push_back(process.address);
+      processes.push_back(std::move(process));
+    }
+  }
+  std::vector<std::string> router_addresses;
+  for (size_t i = 0; i < options.num_routers; ++i) {
+    ProcessSpec process;
+    process.tier = ProcessTier::kRouter;
+    process.name = absl::StrCat("router-", i);
+    ABSL_ASSIGN_OR_RETURN(process.address, new_address(process.name));
+    process.arguments = CommonArguments(options, "troupe-router", process.name);
+    AddFlag(process.arguments, "--listen", process.address);
+    if (!expert_addresses.empty()) {
+      AddFlag(process.arguments, "--experts",
+              absl::StrJoin(expert_addresses, ","));
+    }
+    AddUnlessZero(process.arguments, "--threads", options.threads);
+    AddUnlessZero(process.arguments, "--kv-blocks", options.kv_blocks);
+    AddUnlessZero(process.arguments, "--max-batch-tokens",
+                  options.max_batch_tokens);
+    AddUnlessZero(process.arguments, "--max-sequences", options.max_sequences);
+    AddUnlessZero(process.arguments, "--max-queued", options.max_queued);
+    router_addresses.push_back(process.address);
+    processes.push_back(std::move(process));
+  }
+  ProcessSpec gateway;
+  gateway.tier = ProcessTier::kGateway;
+  gateway.name = "gateway";
+  gateway.address = absl::StrCat("unix:", options.run_dir, "/gateway.sock");
+  gateway.arguments = CommonArguments(options, "troupe-gateway", gateway.name);
+  AddFlag(gateway.arguments, "--routers", absl::StrJoin(router_addresses, ","));
+  for (const std::string& listen : options.listen) {
+    AddFlag(gateway.arguments, "--listen", listen);
+  }
+  AddFlag(gateway.arguments, "--listen", gateway.address);
+  if (!options.model_name.empty()) {
+    AddFlag(gateway.arguments, "--model-name", options.model_name);
+  }
+  AddUnlessZero(gateway.arguments, "--max-requests", options.max_requests);
+  processes.push_back(std::move(gateway));
+  return processes;
+}
+
+}  // namespace troupe

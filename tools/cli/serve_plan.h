@@ -1,0 +1,54 @@
+// Which processes a local cluster consists of: a pure function of the options
+// and the model.
+#ifndef TROUPE_TOOLS_CLI_SERVE_PLAN_H_
+#define TROUPE_TOOLS_CLI_SERVE_PLAN_H_
+
+#include <cstddef>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "tools/cli/supervisor.h"
+
+namespace troupe {
+
+struct ServeOptions {
+  std::string model_dir;
+  // Expert processes (times replicas); -1: 4, or one per expert if the model
+  // has fewer.
+  int num_expert_processes = -1;
+  size_t replicas = 1;  // of every expert process
+  size_t num_routers = 1;
+  std::vector<std::string> listen = {"127.0.0.1:7070"};  // of the gateway
+  std::string model_name;       // empty: the folder's name
+  size_t threads = 0;           // of each process's kernels
+  size_t kv_blocks = 0;         // per router; 0: by the router's own default
+  size_t max_batch_tokens = 0;  // 0: the router's default; so the others
+  size_t max_sequences = 0;
+  size_t max_queued = 0;
+  size_t max_requests = 0;
+  size_t queue_rows = 0;
+  int drain_seconds = 30;
+  std::string log_level = "info";
+
+  std::string binary_dir;  // where troupe-expert and the others are
+  std::string run_dir;     // for sockets
+};
+
+// Experts [first, last] of a process, as its --experts says it: "0-3" or "5".
+// The processes' shares are contiguous and differ by one expert at most.
+std::vector<std::string> SplitExperts(size_t num_experts, size_t num_processes);
+
+// The cluster in the order in which it starts: experts, routers, gateway.
+// `new_address` gives the process of that name an address of its own.
+// InvalidArgument names the flag.
+using NewAddress =
+    std::function<absl::StatusOr<std::string>(const std::string& name)>;
+absl::StatusOr<std::vector<ProcessSpec>> PlanProcesses(
+    const ServeOptions& options, size_t num_experts,
+    const NewAddress& new_address);
+
+}  // namespace troupe
+
+#endif  // TROUPE_TOOLS_CLI_SERVE_PLAN_H_

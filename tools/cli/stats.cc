@@ -1,0 +1,198 @@
+// troupe stats: where the tokens go and how the processes are.
+#include <unistd.h>
+
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "google/protobuf/util/json_util.h"
+#include "tools/cli/command.h"
+#include "tools/cli/gateway_client.h"
+#include "tools/cli/heat_map.h"
+#include "tools/cli/interrupts.h"
+#include "tools/cli/terminal.h"
+
+namespace troupe {
+namespace {
+
+struct Flags {
+  std::string address = kDefaultAddress;
+  bool watch = false;
+  double interval_s = 1;
+  bool json = false;
+};
+
+std::vector<HeatMapRow> LayersOf(const v1::ClusterStats& stats) {
+  std::vector<HeatMapRow> rows;
+  for (const v1::RouterStats& router : stats.routers()) {
+    for (const v1::LayerLoad& load : router.layer_load()) {
+      rows.push_back(
+          {load.layer(),
+           {load.tokens_per_expert().begin(), load.tokens_per_expert().end()}});
+    }
+  }
+  return MergeLayers(rows);
+}
+
+std::string GatewayLines(const v1::GatewayStats& gateway) {
+  return absl::StrFormat(
+      "%s: %d of %d requests active; %d served, %d refused, %d failed, %d "
+      "cancelled\n  tokens in %s, out %s; %s resident\n",
+      gateway.name(), gateway.active_requests(), gateway.max_requests(),
+      gateway.requests_ok(), gateway.requests_refused(),
+      gateway.requests_failed(), gateway.requests_cancelled(),
+      FormatCount(static_cast<double>(gateway.prompt_tokens())),
+      FormatCount(static_cast<double>(gateway.completion_tokens())),
+      FormatBytes(static_cast<double>(gateway.resident_bytes())));
+}
+
+std::string PeerLine(const v1::ExpertPeer& peer) {
+  return absl::StrFormat(
+      "  %-14s %-12s %9s %9s %9.2f ms %9d\n",
+      peer.description().name().empty() ? peer.address()
+                                        : peer.description().name(),
+      peer.state(), FormatCount(static_cast<double>(peer.free_rows())),
+      FormatCount(static_cast<double>(peer.messages())),
+      peer.round_trip_ms_mean(), peer.failures());
+}
+
+std::string RouterLines(const v1::RouterStats& router) {
+  const double steps = std::max<double>(static_cast<double>(router.steps()), 1);
+  std::string text = absl::StrFormat(
+      "%s: %d running, %d waiting; KV %d of %d blocks free; %s resident\n"
+      "  %s steps of %.2f ms (%.0f%% waiting for experts), %d preemptions\n"
+      "  tokens: prefill %s, decode %s\n"
+      "  copies: dispatched %s, resent %d, refused %d, dropped %d\n",
+      router.name(), router.running_sequences(), router.waiting_sequences(),
+      router.kv_blocks_free(), router.kv_blocks_total(),
+      FormatBytes(static_cast<double>(router.resident_bytes())),
+      FormatCount(static_cast<double>(router.steps())),
+      1000 * router.step_seconds() / steps,
+      router.step_seconds() > 0
+          ? 100 * router.expert_wait_seconds() / router.step_seconds()
+          : 0.0,
+      router.preemptions(),
+      FormatCount(static_cast<double>(router.prefill_tokens())),
+      FormatCount(static_cast<double>(router.decode_tokens())),
+      FormatCount(static_cast<double>(router.copies_dispatched())),
+      router.copies_resent(), router.copies_refused(), router.copies_dropped());
+  if (router.peers_size() > 0) {
+    absl::StrAppendFormat(&text, "  %-14s %-12s %9s %9s %12s %9s\n", "peer",
+                          "state", "room", "messages", "round trip",
+                          "failures");
+  }
+  for (const v1::ExpertPeer& peer : router.peers()) text += PeerLine(peer);
+  return text;
+}
+
+std::string Render(const v1::ClusterStats& stats,
+                   const std::vector<HeatMapRow>& layers,
+                   const std::string& caption) {
+  std::string text = GatewayLines(stats.gateway());
+  for (const v1::RouterStats& router : stats.routers()) {
+    text += RouterLines(router);
+  }
+  for (const std::string& address : stats.unreachable()) {
+    absl::StrAppend(&text, address, ": does not answer\n");
+  }
+  if (!layers.empty()) {
+    HeatMapStyle style;
+    style.colour = UseColour(STDOUT_FILENO);
+    style.columns = TerminalColumns(STDOUT_FILENO);
+    absl::StrAppend(&text, "\n", caption, "\n", RenderHeatMap(layers, style));
+  }
+  return text;
+}
+
+int PrintJson(const v1::ClusterStats& stats) {
+  google::protobuf::util::JsonPrintOptions options;
+  options.add_whitespace = true;
+  options.always_print_primitive_fields = true;
+  options.preserve_proto_field_names = true;
+  std::string json;
+  if (!google::protobuf::util::MessageToJsonString(stats, &json, options)
+           .ok()) {
+    return kExitFailed;
+  }
+  std::fputs(json.c_str(), stdout);
+  return kExitOk;
+}
+
+// The screen again and again; the heat map is that of the last interval once
+// there was work in one.
+int Watch(GatewayClient& client, const Flags& flags) {
+  const bool terminal = IsTerminal(STDOUT_FILENO);
+  const Interrupts interrupts(nullptr);
+  std::vector<HeatMapRow> before;
+  do {
+    const absl::StatusOr<v1::ClusterStats> stats = client.GetStats(false);
+    if (!stats.ok()) {
+      std::fprintf(stderr, "troupe: %s\n",
+                   Explain(stats.status(), flags.address).c_str());
+      return kExitFailed;
+    }
+    const std::vector<HeatMapRow> now = LayersOf(*stats);
+    if (terminal) std::fputs("\x1b[H\x1b[J", stdout);
+    std::fputs(
+        Render(*stats, SubtractLayers(now, before),
+               before.empty() ? "share of tokens per layer and expert so far"
+                              : absl::StrFormat("share of tokens per layer and "
+                                                "expert, last %g s",
+                                                flags.interval_s))
+            .c_str(),
+        stdout);
+    std::fflush(stdout);
+    before = now;
+  } while (!interrupts.WaitFor(
+      milliseconds(static_cast<int>(flags.interval_s * 1000))));
+  return kExitOk;
+}
+
+int Run(const Flags& flags) {
+  GatewayClient client(flags.address);
+  if (flags.watch) return Watch(client, flags);
+  const absl::StatusOr<v1::ClusterStats> stats = client.GetStats(flags.json);
+  if (!stats.ok()) {
+    std::fprintf(stderr, "troupe: %s\n",
+                 Explain(stats.status(), flags.address).c_str());
+    return kExitFailed;
+  }
+  if (flags.json) return PrintJson(*stats);
+  std::fputs(Render(*stats, LayersOf(*stats),
+                    "share of tokens per layer and expert (1.00: an equal one)")
+                 .c_str(),
+             stdout);
+  return kExitOk;
+}
+
+}  // namespace
+
+Command AddStats(CLI::App& parent) {
+  auto flags = std::make_shared<Flags>();
+  CLI::App* app = parent.add_subcommand(
+      "stats", "Show counters, peers and the load of every expert");
+  app->add_option("--address", flags->address, "Of the gateway")
+      ->envname("TROUPE_ADDRESS")
+      ->capture_default_str();
+  CLI::Option* watch = app->add_flag("-w,--watch", flags->watch,
+                                     "Draw again and again until Ctrl-C");
+  app->add_option("--interval", flags->interval_s, "Of --watch, in seconds")
+      ->check(CLI::Range(0.1, 3600.0))
+      ->capture_default_str();
+  app->add_flag("--json", flags->json,
+                "Everything, that of the expert processes included, as JSON "
+                "(64-bit numbers are texts, as in protobuf's JSON)")
+      ->excludes(watch);
+  app->footer(
+      "Each row of the heat map is a layer, each column an expert; max/mean "
+      "is\nthe imbalance of the layer. Colour: on a terminal, unless NO_COLOR "
+      "is set.\n"
+      "Examples:\n  troupe stats\n  troupe stats --watch\n"
+      "  troupe stats --json | jq '.routers[0].layer_load'");
+  return {app, [flags] { return Run(*flags); }};
+}
+
+}  // namespace troupe
