@@ -177,11 +177,11 @@ class ChunkAttention {
         packed_queries_(scratch),
         sums_(packed_queries_ + blocks_.num_rows() * head_dim_),
         max_(sums_ + blocks_.num_rows() * sums_stride_),
-        total_(max_ + blocks_.num_rows()) {}
+        totals_(max_ + blocks_.num_rows()) {}
 
   // Floats of scratch for `num_queries` queries.
   static size_t ScratchFloats(size_t num_queries, size_t head_dim) {
-    return num_queries * (head_dim + SumsStride(head_dim) + 2);
+    return num_queries * (head_dim + SumsStride(head_dim) + 1 + kBlockLanes);
   }
 
   void Run() {
@@ -189,7 +189,7 @@ class ChunkAttention {
     std::fill_n(sums_, blocks_.num_rows() * sums_stride_, 0.0f);
     std::fill_n(max_, blocks_.num_rows(),
                 -std::numeric_limits<float>::infinity());
-    std::fill_n(total_, blocks_.num_rows(), 0.0f);
+    std::fill_n(totals_, blocks_.num_rows() * kBlockLanes, 0.0f);
     const size_t first_tile = FirstPosition(0) / kKvBlockSize;
     const size_t last_tile = Position(chunk_.num_rows - 1) / kKvBlockSize;
     for (size_t tile = first_tile; tile <= last_tile; ++tile) {
@@ -284,35 +284,57 @@ class ChunkAttention {
   void AddSlots(size_t first_query, size_t end_query, size_t begin, size_t end,
                 float* scores, const float* values) {
     const size_t num_queries = end_query - first_query;
-    HWY_ALIGN float corrections[kBlockLanes] = {};
+    HWY_ALIGN float corrections[kBlockLanes] = {};  // exponents at first
+    bool corrects = false;
     for (size_t i = 0; i < num_queries; ++i) {
+      float* query_scores = scores + i * kKvBlockSize;
+      const Block s = MaskedScores(query_scores, begin, end);
       float& max = max_[first_query + i];
-      const Block s = MaskedScores(scores + i * kKvBlockSize, begin, end);
-      const float new_max = std::max(max, MaxOfBlock(s));
-      Block weights;
-      for (size_t j = 0; j < kBlockVectors; ++j) {
-        weights.v[j] = Exp(hn::Sub(s.v[j], hn::Set(kFloats, new_max)));
-        hn::StoreU(weights.v[j], kFloats,
-                   scores + i * kKvBlockSize + j * kLanes);
+      if (HasLarger(s, max)) {
+        const float new_max = MaxOfBlock(s);
+        corrections[i] = max - new_max;
+        corrects = true;
+        max = new_max;
       }
-      corrections[i] = max - new_max;
-      max = new_max;
-      sum_[i] = SumOfBlock(weights);
+      for (size_t j = 0; j < kBlockVectors; ++j) {
+        hn::StoreU(Exp(hn::Sub(s.v[j], hn::Set(kFloats, max))), kFloats,
+                   query_scores + j * kLanes);
+      }
     }
+    // Most tiles have no new maximum: exp(0) = 1.
     for (size_t j = 0; j < kBlockLanes; j += kLanes) {
-      hn::Store(Exp(hn::Load(kFloats, corrections + j)), kFloats,
-                corrections + j);
+      const FloatVector correction =
+          corrects ? Exp(hn::Load(kFloats, corrections + j))
+                   : hn::Set(kFloats, 1.0f);
+      hn::Store(correction, kFloats, corrections + j);
     }
     for (size_t i = 0; i < num_queries; ++i) {
-      float& total = total_[first_query + i];
-      total = std::fma(total, corrections[i], sum_[i]);
+      float* total = totals_ + (first_query + i) * kBlockLanes;
+      for (size_t j = 0; j < kBlockLanes; j += kLanes) {
+        const FloatVector sum = hn::MulAdd(
+            hn::LoadU(kFloats, total + j), hn::Set(kFloats, corrections[i]),
+            hn::LoadU(kFloats, scores + i * kKvBlockSize + j));
+        hn::StoreU(sum, kFloats, total + j);
+      }
     }
     kValuesTable[num_queries - 1](scores, corrections, begin, end, values,
                                   head_dim_, sums_ + first_query * sums_stride_,
                                   sums_stride_);
   }
 
+  static bool HasLarger(const Block& scores, float max) {
+    const FloatVector limit = hn::Set(kFloats, max);
+    FloatVector larger = scores.v[0];
+    for (size_t j = 1; j < kBlockVectors; ++j) {
+      larger = hn::Max(larger, scores.v[j]);
+    }
+    return !hn::AllFalse(kFloats, hn::Gt(larger, limit));
+  }
+
   static Block MaskedScores(const float* scores, size_t begin, size_t end) {
+    if (begin == 0 && end == kKvBlockSize) {
+      return LoadBlock(scores, kKvBlockSize);
+    }
     constexpr float kMasked = -std::numeric_limits<float>::infinity();
     const hn::RebindToSigned<FloatTag> ints;
     const auto first = hn::Set(ints, static_cast<int32_t>(begin));
@@ -331,7 +353,9 @@ class ChunkAttention {
 
   void WriteOutput() {
     for (size_t query = 0; query < blocks_.num_rows(); ++query) {
-      const FloatVector total = hn::Set(kFloats, total_[query]);
+      const Block totals =
+          LoadBlock(totals_ + query * kBlockLanes, kBlockLanes);
+      const FloatVector total = hn::Set(kFloats, SumOfBlock(totals));
       const float* sums = sums_ + query * sums_stride_;
       float* output =
           a_.output.row(OutputRow(RowOf(query))) + FirstColumn(query);
@@ -352,8 +376,7 @@ class ChunkAttention {
   float* const packed_queries_;  // blocks of [head_dim][queries of the block]
   float* const sums_;            // [queries][sums_stride_]
   float* const max_;             // [queries]
-  float* const total_;           // [queries]
-  float sum_[kMaxQueries];
+  float* const totals_;          // [queries][16]: of weights, slot by slot
 };
 
 size_t AttentionScratchFloats(size_t num_queries, size_t head_dim) {

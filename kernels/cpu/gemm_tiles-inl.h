@@ -77,20 +77,22 @@ inline constexpr bool kManyRegisters =
 inline constexpr size_t kMaxTileRows = kManyRegisters ? 12 : 6;
 
 // Few rows take several panels, or all parts of one, at a time: a chain has
-// the latency of the multiply-add, so that 8 chains keep two units busy.
+// the latency of the multiply-add, so that 8 chains keep two units busy, and
+// several streams from memory come faster than one.
 constexpr size_t TileParts(size_t rows) {
   if (kBlockVectors == 1) return 1;
   if (kBlockVectors == 2) return rows <= 2 ? 2 : 1;
   return rows <= 2 ? 4 : 1;
 }
 constexpr size_t TilePanels(size_t rows) {
-  if (kBlockVectors == 1) return rows == 1 ? 4 : rows <= 3 ? 2 : 1;
+  if (kBlockVectors == 1) return rows == 1 ? 4 : rows <= 6 ? 2 : 1;
   return rows == 1 ? 2 : 1;
 }
 
 // Ahead of the weights being read: the hardware's prefetcher starts anew at
-// each page.
-inline constexpr size_t kPrefetchBytes = 1024;
+// each page. The distance covers the latency of memory also when few rows make
+// the multiply-adds of a line take less time than it takes to come.
+inline constexpr size_t kPrefetchBytes = 4096;
 
 // c[r][p * 32 + ...] for kRows rows, kPanels panels and kParts parts of a
 // panel. x [num_k][kRows]; w points to the first part. Not inlined: inside a

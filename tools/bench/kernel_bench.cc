@@ -58,23 +58,21 @@ std::vector<uint8_t> RandomWeights(DataType dtype, size_t count) {
   return bytes;
 }
 
-// Median seconds of run(i), i counting up so that it can use other weights.
+// The least seconds of run(i), like the peaks; i counts up so that a run can
+// use other weights than the last.
 template <typename Run>
-double MedianSeconds(const Run& run) {
-  std::vector<double> seconds;
+double BestSeconds(const Run& run) {
+  double best = 1e30;
   double total = 0;
   for (size_t i = 0; i < 4 || (total < 1.0 && i < 400); ++i) {
     const auto start = std::chrono::steady_clock::now();
     run(i);
     const std::chrono::duration<double> elapsed =
         std::chrono::steady_clock::now() - start;
-    if (i < 2) continue;  // the workspace grows
-    seconds.push_back(elapsed.count());
+    best = std::min(best, elapsed.count());
     total += elapsed.count();
   }
-  std::nth_element(seconds.begin(), seconds.begin() + seconds.size() / 2,
-                   seconds.end());
-  return seconds[seconds.size() / 2];
+  return best;
 }
 
 void Print(const char* name, size_t rows, double seconds, double bytes,
@@ -100,7 +98,7 @@ void BenchGemm(const char* name, DataType dtype, size_t n, size_t k,
   for (const size_t rows : {1, 4, 8, 32, 512}) {
     const std::vector<float> input(rows * k, 0.5f);
     std::vector<float> output(rows * n);
-    const double seconds = MedianSeconds([&](size_t i) {
+    const double seconds = BestSeconds([&](size_t i) {
       Gemm(ConstFloatMatrix(input.data(), rows, k), weights[i % copies],
            nullptr, FloatMatrix(output.data(), rows, n), workspace, pool);
     });
@@ -148,7 +146,7 @@ void BenchExperts(DataType dtype, const Peak& peak, ThreadPool& pool) {
       expert_offsets.push_back(static_cast<uint32_t>(row_of_copy.size()));
       if (!copies.empty()) ++active;
     }
-    const double seconds = MedianSeconds([&](size_t i) {
+    const double seconds = BestSeconds([&](size_t i) {
       const GatedMlpWeights* experts[kNumExperts];
       for (size_t e = 0; e < kNumExperts; ++e) {
         experts[e] = &weights[i % kNumLayers * kNumExperts + e];
@@ -182,7 +180,7 @@ void BenchAttention(const Peak& peak, ThreadPool& pool) {
     const AttentionSequence sequence{table, 0, rows, positions - rows};
     const std::vector<float> queries(rows * kHeads * kHeadDim, 0.3f);
     std::vector<float> output(queries.size());
-    const double seconds = MedianSeconds([&](size_t i) {
+    const double seconds = BestSeconds([&](size_t i) {
       PagedAttention(ConstFloatMatrix(queries.data(), rows, kHeads * kHeadDim),
                      kHeads, 0.125f, 0, std::span(&sequence, 1), cache,
                      FloatMatrix(output.data(), rows, kHeads * kHeadDim),
