@@ -8,6 +8,11 @@
 #include "common/logging.h"
 
 namespace troupe {
+namespace {
+
+constexpr uint64_t kMaxRows = uint64_t{1} << 62;
+
+}  // namespace
 
 // One peer and what is known of it. The fields are guarded by the pool's mu_.
 class ExpertPool::PoolMember final : public ExpertPeer::Listener {
@@ -37,7 +42,8 @@ class ExpertPool::PoolMember final : public ExpertPeer::Listener {
       spdlog::warn("lost: {}", std::string(status.message()));
       last_error = std::string(status.message());
     }
-    if (connected) ++failures;
+    const bool was_connected = connected;
+    if (was_connected) ++failures;
     connected = false;
     description.set_state(v1::SERVING_STATE_UNSPECIFIED);
     backoff = std::clamp(2 * backoff, pool->options_.min_backoff,
@@ -45,7 +51,8 @@ class ExpertPool::PoolMember final : public ExpertPeer::Listener {
     connect_at = std::chrono::steady_clock::now() + backoff;
     connecting = false;
     pool->lost_ = true;
-    pool->Rebuild();
+    // A failed attempt to connect changes nothing for anybody.
+    if (was_connected) pool->Rebuild();
   }
 
   std::string StateName() const {
@@ -172,8 +179,10 @@ std::optional<size_t> ExpertPool::Choose(const Placement& placement,
         std::find(avoid.begin(), avoid.end(), peer) != avoid.end()) {
       continue;
     }
-    const int64_t room = static_cast<int64_t>(member.free_rows) -
-                         static_cast<int64_t>(member.in_flight_rows);
+    // What the peer says may be any number.
+    const int64_t room =
+        static_cast<int64_t>(std::min(member.free_rows, kMaxRows)) -
+        static_cast<int64_t>(member.in_flight_rows);
     if (!best.has_value() || room > best_room) {
       best = peer;
       best_room = room;

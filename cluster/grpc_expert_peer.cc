@@ -25,24 +25,24 @@ class ExchangeStream final
 
   void Start(v1::Expert::Stub& stub, v1::ExpertRequest hello,
              std::shared_ptr<ExchangeStream> self) {
+    // Send may be called as soon as the lock is free: the hello is first.
+    absl::MutexLock lock(&mu_);
     self_ = std::move(self);
     stub.async()->Exchange(&context_, this);
     // Writes come from outside reactions: the hold keeps the call open for
     // them until the read side has ended.
     AddHold();
-    {
-      absl::MutexLock lock(&mu_);
-      requests_.push_back(std::move(hello));
-      StartWrite(&requests_.front());
-    }
+    requests_.push_back(std::move(hello));
+    StartWrite(&requests_.front());
     StartRead(&response_);
     StartCall();
+    open_ = true;
   }
 
   void Send(v1::ExpertBatch batch, ExpertPeer::OutputCallback done) {
     {
       absl::MutexLock lock(&mu_);
-      if (!closed_) {
+      if (open_) {
         const uint64_t id = ++last_attempt_id_;
         batch.set_attempt_id(id);
         pending_.emplace(id, std::move(done));
@@ -68,7 +68,7 @@ class ExchangeStream final
   void OnWriteDone(bool ok) override {
     absl::MutexLock lock(&mu_);
     requests_.pop_front();
-    if (!ok || closed_) {
+    if (!ok || !open_) {
       requests_.clear();
       return;  // the read side reports the end
     }
@@ -78,7 +78,7 @@ class ExchangeStream final
   void OnReadDone(bool ok) override {
     if (!ok) {
       absl::MutexLock lock(&mu_);
-      closed_ = true;
+      open_ = false;
       RemoveHold();
       return;
     }
@@ -129,7 +129,8 @@ class ExchangeStream final
   std::unordered_map<uint64_t, ExpertPeer::OutputCallback> pending_
       ABSL_GUARDED_BY(mu_);
   uint64_t last_attempt_id_ ABSL_GUARDED_BY(mu_) = 0;
-  bool closed_ ABSL_GUARDED_BY(mu_) = false;
+  // Between Start and the end of the read side.
+  bool open_ ABSL_GUARDED_BY(mu_) = false;
   bool done_ ABSL_GUARDED_BY(mu_) = false;
   // Keeps this alive while gRPC may call it.
   std::shared_ptr<ExchangeStream> self_;

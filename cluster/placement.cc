@@ -32,7 +32,10 @@ Placement::Placement(uint64_t epoch, const std::vector<bool>& is_moe_layer,
             conflict = true;
             continue;
           }
-          replicas_[i].push_back(peer.peer);
+          std::vector<size_t>& replicas = replicas_[i];
+          if (replicas.empty() || replicas.back() != peer.peer) {
+            replicas.push_back(peer.peer);
+          }
         }
       }
       if (conflict) {

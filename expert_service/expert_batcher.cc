@@ -46,6 +46,10 @@ ExpertBatcher::~ExpertBatcher() {
 absl::Status ExpertBatcher::Validate(const v1::ExpertBatch& batch) const {
   const uint64_t num_tokens = batch.num_tokens();
   const uint64_t row_bytes = store_.hidden_size() * sizeof(float);
+  if (batch.layer() >= store_.num_layers()) {
+    return Wrong("layer", absl::StrCat(batch.layer(), " of a model with ",
+                                       store_.num_layers(), " layers"));
+  }
   if (num_tokens == 0) return Wrong("num_tokens", "0");
   if (num_tokens * row_bytes != batch.hidden_states().size()) {
     return Wrong("hidden_states", absl::StrCat(batch.hidden_states().size(),
@@ -75,6 +79,11 @@ absl::Status ExpertBatcher::Validate(const v1::ExpertBatch& batch) const {
                    absl::StrCat(copies, " for ", num_tokens, " tokens"));
     }
     num_copies += copies;
+  }
+  // Every token is sent for at least one copy: room in rows bounds the memory.
+  if (num_tokens > num_copies) {
+    return Wrong("num_tokens",
+                 absl::StrCat(num_tokens, " for ", num_copies, " copies"));
   }
   if (num_copies != static_cast<uint64_t>(batch.row_of_copy_size())) {
     return Wrong("row_of_copy", absl::StrCat(batch.row_of_copy_size(),

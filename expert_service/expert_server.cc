@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "common/logging.h"
 #include "common/process_memory.h"
@@ -20,8 +21,9 @@ constexpr size_t kMaxPending = 64;
 
 }  // namespace
 
-// Lives from Exchange() until OnDone; the shared_ptr in `self_` and those of
-// batches in flight keep it. All state under mu_.
+// Lives from Exchange() until OnDone: the server's set and the batches in
+// flight keep it. All state under mu_, which may be held when the server's is
+// taken.
 class ExpertServer::Stream final
     : public grpc::ServerBidiReactor<v1::ExpertRequest, v1::ExpertResponse>,
       public std::enable_shared_from_this<ExpertServer::Stream> {
@@ -34,11 +36,9 @@ class ExpertServer::Stream final
     StartRead(&request_);
   }
 
-  void SendDescription(v1::ExpertDescription description) {
-    v1::ExpertResponse response;
-    *response.mutable_description() = std::move(description);
+  void SendDescription() {
     absl::MutexLock lock(&mu_);
-    if (greeted_) Enqueue(std::move(response));
+    if (greeted_) EnqueueDescription();
   }
 
   // Once everything that is pending has been sent.
@@ -71,19 +71,19 @@ class ExpertServer::Stream final
   absl::Status Handle() {
     if (request_.has_hello()) {
       const v1::ExpertHello& hello = request_.hello();
-      v1::ExpertDescription description = server_.description();
-      if (hello.model_fingerprint() != description.model_fingerprint()) {
+      // It goes into log lines.
+      router_name_ = absl::CHexEscape(hello.router_name().substr(0, 64));
+      const std::string fingerprint = server_.description().model_fingerprint();
+      if (hello.model_fingerprint() != fingerprint) {
         return absl::FailedPreconditionError(absl::StrCat(
-            "the router serves model ", hello.model_fingerprint(),
-            ", this expert process ", description.model_fingerprint()));
+            "the router serves model ",
+            absl::CHexEscape(hello.model_fingerprint().substr(0, 64)),
+            ", this expert process ", fingerprint));
       }
-      v1::ExpertResponse response;
-      *response.mutable_description() = std::move(description);
       absl::MutexLock lock(&mu_);
-      router_name_ = hello.router_name();
       if (!greeted_) spdlog::info("router \"{}\" connected", router_name_);
       greeted_ = true;
-      Enqueue(std::move(response));
+      EnqueueDescription();
       return absl::OkStatus();
     }
     if (!request_.has_batch()) {
@@ -125,6 +125,12 @@ class ExpertServer::Stream final
     Enqueue(std::move(response));
   }
 
+  // The call is over, also when no read is in flight that would say so.
+  void OnCancel() override {
+    absl::MutexLock lock(&mu_);
+    EndLocked(grpc::Status::CANCELLED);
+  }
+
   void OnWriteDone(bool ok) override {
     absl::MutexLock lock(&mu_);
     if (responses_.front().has_output()) --pending_;
@@ -146,6 +152,14 @@ class ExpertServer::Stream final
       done_ = true;
     }
     server_.Remove(self);
+  }
+
+  // The description is read under the stream's lock: what is sent last is
+  // never older than what was sent before.
+  void EnqueueDescription() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    v1::ExpertResponse response;
+    *response.mutable_description() = server_.description();
+    Enqueue(std::move(response));
   }
 
   void Enqueue(v1::ExpertResponse response) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
@@ -176,6 +190,7 @@ class ExpertServer::Stream final
   }
 
   ExpertServer& server_;
+  // Of reactions to reads alone, of which there is one at a time.
   v1::ExpertRequest request_;  // of the read in flight
   std::string router_name_;
 
@@ -235,13 +250,11 @@ void ExpertServer::EndStreams() {
 
 void ExpertServer::Broadcast() {
   std::vector<std::shared_ptr<Stream>> streams;
-  v1::ExpertDescription told;
   {
     absl::MutexLock lock(&mu_);
     streams.assign(streams_.begin(), streams_.end());
-    told = description_;
   }
-  for (const auto& stream : streams) stream->SendDescription(told);
+  for (const auto& stream : streams) stream->SendDescription();
 }
 
 v1::ExpertDescription ExpertServer::description() const {
@@ -267,8 +280,8 @@ void ExpertServer::Remove(const std::shared_ptr<Stream>& stream) {
 grpc::ServerBidiReactor<v1::ExpertRequest, v1::ExpertResponse>*
 ExpertServer::Exchange(grpc::CallbackServerContext* context) {
   auto stream = std::make_shared<Stream>(*this);
-  Add(stream);
   stream->Start();
+  Add(stream);
   return stream.get();
 }
 

@@ -41,6 +41,7 @@ class ExpertStore {
                : nullptr;
   }
 
+  size_t num_layers() const { return num_layers_; }
   size_t hidden_size() const { return hidden_size_; }
   uint64_t num_bytes() const { return num_bytes_; }
   // One per layer and expert, with the hash of its weights.

@@ -3,9 +3,11 @@
 #ifndef TROUPE_EXPERT_SERVICE_LOCAL_EXPERT_PEER_H_
 #define TROUPE_EXPERT_SERVICE_LOCAL_EXPERT_PEER_H_
 
-#include <memory>
+#include <cstddef>
 #include <utility>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "cluster/expert_peer.h"
 #include "expert_service/expert_batcher.h"
 
@@ -17,8 +19,11 @@ class LocalExpertPeer final : public ExpertPeer {
   LocalExpertPeer(v1::ExpertDescription description, ExpertBatcher& batcher)
       : description_(std::move(description)), batcher_(batcher) {}
   ~LocalExpertPeer() override {
-    // No callback may run after this.
-    (void)batcher_.WaitUntilIdle(milliseconds(60000));
+    absl::MutexLock lock(&mu_);
+    const auto idle = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+      return in_flight_ == 0;
+    };
+    mu_.Await(absl::Condition(&idle));
   }
 
   void Connect(Listener* listener) override {
@@ -31,9 +36,15 @@ class LocalExpertPeer final : public ExpertPeer {
       done(status);
       return;
     }
+    {
+      absl::MutexLock lock(&mu_);
+      ++in_flight_;
+    }
     batcher_.Submit(std::move(batch),
-                    [done = std::move(done)](v1::ExpertOutput output) {
+                    [this, done = std::move(done)](v1::ExpertOutput output) {
                       done(std::move(output));
+                      absl::MutexLock lock(&mu_);
+                      --in_flight_;
                     });
   }
 
@@ -42,6 +53,9 @@ class LocalExpertPeer final : public ExpertPeer {
  private:
   const v1::ExpertDescription description_;
   ExpertBatcher& batcher_;
+
+  absl::Mutex mu_;
+  size_t in_flight_ ABSL_GUARDED_BY(mu_) = 0;  // callbacks to come
 };
 
 }  // namespace troupe

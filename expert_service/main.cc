@@ -160,6 +160,7 @@ int main(int argc, char** argv) {
   app.add_option("--log-level", options.log_level,
                  "trace, debug, info, warn, error or off")
       ->envname("TROUPE_LOG_LEVEL")
+      ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error", "off"}))
       ->capture_default_str();
   app.add_flag("--reflection", options.reflection,
                "Offer gRPC server reflection");

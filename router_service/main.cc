@@ -204,7 +204,7 @@ int main(int argc, char** argv) {
   app.add_option("--max-queued", options.max_queued,
                  "Sequences that may wait; more are refused")
       ->envname("TROUPE_MAX_QUEUED")
-      ->check(CLI::Range(0, 1 << 20))
+      ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
   app.add_option("--hop-timeout-ms", options.hop_timeout_ms,
                  "An expert process that is silent for so long is given up")
@@ -219,6 +219,7 @@ int main(int argc, char** argv) {
   app.add_option("--log-level", options.log_level,
                  "trace, debug, info, warn, error or off")
       ->envname("TROUPE_LOG_LEVEL")
+      ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error", "off"}))
       ->capture_default_str();
   app.add_flag("--reflection", options.reflection,
                "Offer gRPC server reflection");

@@ -7,6 +7,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <thread>
@@ -34,13 +35,15 @@ absl::Status PrepareUnixSocket(const std::string& path) {
                      sizeof(address.sun_path) - 1, " bytes"));
   }
   std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
-  const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   if (fd < 0) {
     return absl::InternalError(absl::StrCat("socket: ", strerror(errno)));
   }
+  // EAGAIN: somebody listens, but does not accept just now.
   const bool listening =
       connect(fd, reinterpret_cast<const sockaddr*>(&address),
-              sizeof(address)) == 0;
+              sizeof(address)) == 0 ||
+      errno == EAGAIN;
   close(fd);
   if (listening) {
     return absl::AlreadyExistsError(
@@ -132,10 +135,20 @@ int WaitForTermination(milliseconds drain_limit) {
   while (sigwait(&signals, &received) != 0) {
   }
   std::thread([signals, drain_limit] {
-    timespec limit;
-    limit.tv_sec = drain_limit.count() / 1000;
-    limit.tv_nsec = drain_limit.count() % 1000 * 1000000;
-    const int second = sigtimedwait(&signals, nullptr, &limit);
+    const SteadyTime end = std::chrono::steady_clock::now() + drain_limit;
+    int second = 0;
+    do {  // being stopped and continued interrupts the wait
+      const auto left = std::max(end - std::chrono::steady_clock::now(),
+                                 std::chrono::steady_clock::duration::zero());
+      const auto seconds =
+          std::chrono::duration_cast<std::chrono::seconds>(left);
+      timespec limit;
+      limit.tv_sec = seconds.count();
+      limit.tv_nsec =
+          std::chrono::duration_cast<std::chrono::nanoseconds>(left - seconds)
+              .count();
+      second = sigtimedwait(&signals, nullptr, &limit);
+    } while (second < 0 && errno == EINTR);
     const char text_signal[] = "second signal: ending at once\n";
     const char text_limit[] = "drain time is over: ending at once\n";
     const char* text = second > 0 ? text_signal : text_limit;

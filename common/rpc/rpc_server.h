@@ -51,8 +51,8 @@ class RpcServer {
   std::unique_ptr<grpc::Server> server_;
 };
 
-// Blocks SIGTERM, SIGINT and SIGHUP's default action in this thread and those
-// it starts. Call at the start of main, before any thread.
+// Blocks SIGTERM and SIGINT in this thread and those it starts, and ignores
+// SIGPIPE. Call at the start of main, before any thread.
 void BlockTerminationSignals();
 
 // Waits for SIGTERM or SIGINT; returns its number. A second one, or

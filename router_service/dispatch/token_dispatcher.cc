@@ -17,6 +17,8 @@ namespace {
 
 // While copies wait for a replica, or for an answer that is late.
 constexpr absl::Duration kPoll = absl::Milliseconds(5);
+// Before a peer that refused or failed is asked again.
+constexpr milliseconds kRetryDelay(2);
 
 }  // namespace
 
@@ -36,7 +38,6 @@ class DispatchHandle::Exchange {
   // Copies without a peer.
   struct Homeless {
     CopyRun run;
-    std::vector<size_t> avoid;  // peers that refused or failed
     SteadyTime not_before;
   };
 
@@ -51,6 +52,9 @@ class DispatchHandle::Exchange {
   std::vector<float> topk_weights;  // [num_tokens, top_k]
   DispatchPlan plan;
   std::vector<Homeless> homeless;
+  // Peers that refused or failed, by expert; forgotten when nobody else is
+  // left.
+  std::map<size_t, std::vector<size_t>> avoid;
 
   absl::Mutex mu;
   std::vector<std::unique_ptr<Part>> parts;
@@ -85,7 +89,6 @@ DispatchHandle TokenDispatcher::Dispatch(size_t layer,
     if (exchange.plan.num_copies(expert) == 0) continue;
     exchange.homeless.push_back({{expert, exchange.plan.expert_offsets[expert],
                                   exchange.plan.expert_offsets[expert + 1]},
-                                 {},
                                  now});
   }
   Send(handle.exchange_);
@@ -102,12 +105,13 @@ void TokenDispatcher::Send(const std::shared_ptr<Exchange>& exchange) {
   for (Exchange::Homeless& homeless : exchange->homeless) {
     std::optional<size_t> peer;
     if (homeless.not_before <= now) {
-      peer = experts_.Choose(*placement, exchange->layer, homeless.run.expert,
-                             homeless.avoid);
+      const size_t expert = homeless.run.expert;
+      std::vector<size_t>& avoid = exchange->avoid[expert];
+      peer = experts_.Choose(*placement, exchange->layer, expert, avoid);
       if (!peer.has_value()) {
         // Nobody else: those that refused or failed may be asked again.
-        peer = experts_.Choose(*placement, exchange->layer, homeless.run.expert,
-                               {});
+        avoid.clear();
+        peer = experts_.Choose(*placement, exchange->layer, expert, avoid);
       }
     }
     if (peer.has_value()) {
@@ -203,14 +207,15 @@ bool TokenDispatcher::Settle(Exchange& exchange, size_t index, SteadyTime now) {
                 why);
   part.settled = true;
   stats_.copies_resent += num_copies;
+  const std::shared_ptr<const Placement> placement = experts_.placement();
   for (const CopyRun& run : part.runs) {
     // At once to another replica; a moment later to the same one.
-    const bool others = experts_
-                            .Choose(*experts_.placement(), exchange.layer,
-                                    run.expert, {part.peer})
-                            .has_value();
-    exchange.homeless.push_back(
-        {run, {part.peer}, others ? now : now + milliseconds(2)});
+    std::vector<size_t>& avoid = exchange.avoid[run.expert];
+    avoid.push_back(part.peer);
+    const bool others =
+        experts_.Choose(*placement, exchange.layer, run.expert, avoid)
+            .has_value();
+    exchange.homeless.push_back({run, others ? now : now + kRetryDelay});
   }
   return true;
 }
@@ -262,7 +267,10 @@ absl::Status TokenDispatcher::Combine(DispatchHandle handle, const Check& check,
           absl::Condition(&exchange, &Exchange::AnyNewAnswer), kPoll);
     }
     now = std::chrono::steady_clock::now();
-    if (now - start < options_.check_after) continue;
+    if (now - start < (exchange.homeless.empty() ? options_.check_after_silence
+                                                 : options_.check_after)) {
+      continue;
+    }
     status = check();
     if (!status.ok()) {
       const std::string waits_for = WaitsFor(exchange);

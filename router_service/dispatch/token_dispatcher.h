@@ -27,8 +27,12 @@ struct TokenDispatcherOptions {
   // largest batch.
   milliseconds hop_timeout = milliseconds(10000);
   // Combine asks its `check` only when a layer takes longer than this, so that
-  // a step is not broken off for a request that would end with it anyway.
+  // a step is not broken off for a request that would end with it anyway: while
+  // copies have no peer that takes them, and while peers only compute. The
+  // second is the longer one, or requests that come and go would keep a step
+  // of slow layers from ever ending.
   milliseconds check_after = milliseconds(100);
+  milliseconds check_after_silence = milliseconds(2000);
   // A message carries at most this many bytes of outputs.
   size_t max_output_bytes = size_t{16} << 20;
 };

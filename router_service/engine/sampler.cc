@@ -179,11 +179,11 @@ LogprobResult ComputeLogprob(std::span<const float> logits, int32_t token_id,
     const auto better = [logits](int32_t a, int32_t b) {
       const float la = logits[static_cast<size_t>(a)];
       const float lb = logits[static_cast<size_t>(b)];
-      // NaN last.
-      if (la != la || lb != lb) return la == la && lb != lb;
-      return la != lb ? la > lb : a < b;
+      const bool a_nan = la != la;
+      const bool b_nan = lb != lb;
+      if (a_nan != b_nan) return b_nan;  // NaN last
+      return !a_nan && la != lb ? la > lb : a < b;
     };
-    // With NaN on both sides neither is better, but the order must be strict.
     std::partial_sort(order.begin(), order.begin() + num_top, order.end(),
                       better);
     for (size_t i = 0; i < num_top; ++i) {

@@ -33,6 +33,7 @@ Sequence* Scheduler::Find(uint64_t seq_id) {
 std::vector<Chunk> Scheduler::Schedule() {
   std::vector<Chunk> chunks;
   size_t budget = options_.max_batch_tokens;
+  const uint64_t preemptions_before = num_preemptions_;
   // Preemption takes from the end of running_, never one before `it`.
   for (auto it = running_.begin(); it != running_.end() && budget > 0;) {
     Sequence* sequence = it->get();
@@ -43,6 +44,8 @@ std::vector<Chunk> Scheduler::Schedule() {
     budget -= num_tokens;
     ++it;
   }
+  // What was just preempted would take back the blocks that it gave up.
+  if (num_preemptions_ != preemptions_before) return chunks;
   while (budget > 0 && !waiting_.empty() &&
          running_.size() < options_.max_sequences) {
     Sequence* sequence = waiting_.front().get();

@@ -29,9 +29,9 @@ struct Chunk {
 // Owns all sequences. First come, first served: those that run get their next
 // token or their next piece of prompt first, in order of arrival; what is left
 // of the step goes to those that wait. When KV blocks run out, the latest
-// arrival among the running ones gives up its blocks and waits, first in line;
-// its keys and values are computed again later, with the same bits. Not
-// thread-safe: the serving loop's.
+// arrival among the running ones gives up its blocks and waits, first in line,
+// for a later step; its keys and values are computed again, with the same bits.
+// Not thread-safe: the serving loop's.
 class Scheduler {
  public:
   Scheduler(SchedulerOptions options, size_t num_blocks);

@@ -1,0 +1,312 @@
+#include "router_service/scheduler/scheduler.h"
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "kernels/attention.h"
+
+namespace troupe {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::Pair;
+
+std::unique_ptr<Sequence> NewSequence(uint64_t seq_id, size_t prompt_length,
+                                      size_t max_tokens = 1) {
+  auto sequence = std::make_unique<Sequence>();
+  sequence->seq_id = seq_id;
+  sequence->request.prompt_length = prompt_length;
+  sequence->request.max_tokens = max_tokens;
+  sequence->tokens.assign(prompt_length, 7);
+  return sequence;
+}
+
+// (sequence, tokens) of each chunk.
+std::vector<std::pair<uint64_t, size_t>> Ids(const std::vector<Chunk>& chunks) {
+  std::vector<std::pair<uint64_t, size_t>> ids;
+  for (const Chunk& chunk : chunks) {
+    ids.emplace_back(chunk.sequence->seq_id, chunk.num_tokens);
+  }
+  return ids;
+}
+
+// What the serving loop does after a step: the chunk is computed, and who has
+// no token left to compute gets a new one.
+void Commit(const std::vector<Chunk>& chunks) {
+  for (const Chunk& chunk : chunks) {
+    Sequence& sequence = *chunk.sequence;
+    sequence.num_computed += chunk.num_tokens;
+    ASSERT_LE(sequence.num_computed, sequence.tokens.size());
+    if (sequence.num_computed == sequence.tokens.size()) {
+      sequence.tokens.push_back(8);
+    }
+  }
+}
+
+SchedulerOptions Options(size_t max_batch_tokens, size_t max_sequences) {
+  SchedulerOptions options;
+  options.max_batch_tokens = max_batch_tokens;
+  options.max_sequences = max_sequences;
+  return options;
+}
+
+TEST(SchedulerTest, NothingToDo) {
+  Scheduler scheduler(Options(8, 4), 10);
+  EXPECT_THAT(scheduler.Schedule(), IsEmpty());
+  EXPECT_EQ(scheduler.Find(1), nullptr);
+  EXPECT_TRUE(scheduler.CheckIntegrity().ok());
+}
+
+TEST(SchedulerTest, PromptsAreCutByTheBudget) {
+  Scheduler scheduler(Options(8, 4), 10);
+  scheduler.Add(NewSequence(1, 20));
+  scheduler.Add(NewSequence(2, 3));
+  for (const auto& expected :
+       std::vector<std::vector<std::pair<uint64_t, size_t>>>{
+           {{1, 8}}, {{1, 8}}, {{1, 4}, {2, 3}}, {{1, 1}, {2, 1}}}) {
+    const std::vector<Chunk> chunks = scheduler.Schedule();
+    EXPECT_EQ(Ids(chunks), expected);
+    ASSERT_TRUE(scheduler.CheckIntegrity().ok());
+    Commit(chunks);
+  }
+}
+
+TEST(SchedulerTest, DecodesGoBeforeNewPrompts) {
+  Scheduler scheduler(Options(4, 4), 10);
+  scheduler.Add(NewSequence(1, 2));
+  Commit(scheduler.Schedule());
+  scheduler.Add(NewSequence(2, 9));
+  std::vector<Chunk> chunks = scheduler.Schedule();
+  EXPECT_THAT(Ids(chunks), ElementsAre(Pair(1, 1), Pair(2, 3)));
+  Commit(chunks);
+  EXPECT_THAT(Ids(scheduler.Schedule()), ElementsAre(Pair(1, 1), Pair(2, 3)));
+}
+
+TEST(SchedulerTest, NoMoreThanMaxSequencesRun) {
+  Scheduler scheduler(Options(100, 2), 100);
+  for (uint64_t id = 1; id <= 3; ++id) scheduler.Add(NewSequence(id, 4));
+  std::vector<Chunk> chunks = scheduler.Schedule();
+  EXPECT_THAT(Ids(chunks), ElementsAre(Pair(1, 4), Pair(2, 4)));
+  EXPECT_EQ(scheduler.num_running(), 2u);
+  EXPECT_EQ(scheduler.num_waiting(), 1u);
+  Commit(chunks);
+  scheduler.Remove(scheduler.Find(1));
+  EXPECT_THAT(Ids(scheduler.Schedule()), ElementsAre(Pair(2, 1), Pair(3, 4)));
+}
+
+// An aborted step is scheduled again, as it was.
+TEST(SchedulerTest, AStepThatWasNotCommittedComesAgain) {
+  Scheduler scheduler(Options(6, 4), 10);
+  scheduler.Add(NewSequence(1, 4));
+  scheduler.Add(NewSequence(2, 4));
+  const auto first = Ids(scheduler.Schedule());
+  EXPECT_EQ(Ids(scheduler.Schedule()), first);
+  EXPECT_TRUE(scheduler.CheckIntegrity().ok());
+}
+
+TEST(SchedulerTest, BlocksComeWithThePositions) {
+  Scheduler scheduler(Options(100, 4), 10);
+  scheduler.Add(NewSequence(1, kKvBlockSize - 1));
+  Sequence* sequence = scheduler.Find(1);
+  Commit(scheduler.Schedule());
+  EXPECT_EQ(sequence->block_table.size(), 1u);
+  Commit(scheduler.Schedule());  // position 15, the block's last
+  EXPECT_EQ(sequence->block_table.size(), 1u);
+  Commit(scheduler.Schedule());
+  EXPECT_EQ(sequence->block_table.size(), 2u);
+  EXPECT_EQ(scheduler.num_free_blocks(), 8u);
+}
+
+TEST(SchedulerTest, TheLatestArrivalGivesUpItsBlocks) {
+  // Each has a full block; three blocks in all.
+  Scheduler scheduler(Options(100, 4), 3);
+  for (uint64_t id = 1; id <= 3; ++id) {
+    scheduler.Add(NewSequence(id, kKvBlockSize));
+  }
+  Commit(scheduler.Schedule());
+  Sequence* last = scheduler.Find(3);
+  // 1 takes the block of 3; 2 finds none and gives up itself.
+  std::vector<Chunk> chunks = scheduler.Schedule();
+  EXPECT_THAT(Ids(chunks), ElementsAre(Pair(1, 1)));
+  EXPECT_EQ(scheduler.num_preemptions(), 2u);
+  EXPECT_EQ(last->preemptions, 1u);
+  EXPECT_EQ(last->num_computed, 0u);
+  EXPECT_THAT(last->block_table, IsEmpty());
+  EXPECT_EQ(last->tokens.size(), kKvBlockSize + 1);  // what it has said stays
+  EXPECT_EQ(scheduler.num_waiting(), 2u);
+  ASSERT_TRUE(scheduler.CheckIntegrity().ok());
+  Commit(chunks);
+
+  // 2 was here before 3 and before whoever comes now.
+  scheduler.Add(NewSequence(4, 1));
+  EXPECT_THAT(Ids(scheduler.Schedule()), ElementsAre(Pair(1, 1)));
+  scheduler.Remove(scheduler.Find(1));
+  chunks = scheduler.Schedule();
+  EXPECT_THAT(Ids(chunks), ElementsAre(Pair(2, kKvBlockSize + 1)));
+  Commit(chunks);
+  scheduler.Remove(scheduler.Find(2));
+  EXPECT_THAT(Ids(scheduler.Schedule()),
+              ElementsAre(Pair(3, kKvBlockSize + 1), Pair(4, 1)));
+}
+
+// The blocks that it gave up are not taken back in the same step.
+TEST(SchedulerTest, NobodyIsAdmittedInAStepThatPreempts) {
+  Scheduler scheduler(Options(100, 4), 6);
+  scheduler.Add(NewSequence(1, kKvBlockSize));
+  scheduler.Add(NewSequence(2, 5 * kKvBlockSize));
+  Commit(scheduler.Schedule());
+  EXPECT_EQ(scheduler.num_free_blocks(), 0u);
+  scheduler.Add(NewSequence(3, 1));
+  EXPECT_THAT(Ids(scheduler.Schedule()), ElementsAre(Pair(1, 1)));
+  EXPECT_EQ(scheduler.num_free_blocks(), 4u);
+}
+
+TEST(SchedulerTest, RemoveFreesWhateverItsState) {
+  Scheduler scheduler(Options(10, 4), 4);
+  for (uint64_t id = 1; id <= 3; ++id) scheduler.Add(NewSequence(id, 8));
+  scheduler.Schedule();
+  EXPECT_EQ(scheduler.num_running(), 2u);
+  const std::unique_ptr<Sequence> running = scheduler.Remove(scheduler.Find(1));
+  EXPECT_THAT(running->block_table, IsEmpty());
+  EXPECT_EQ(scheduler.Remove(scheduler.Find(3))->seq_id, 3u);
+  EXPECT_EQ(scheduler.Find(3), nullptr);
+  scheduler.Remove(scheduler.Find(2));
+  EXPECT_EQ(scheduler.num_free_blocks(), 4u);
+  EXPECT_TRUE(scheduler.CheckIntegrity().ok());
+}
+
+TEST(SchedulerTest, IntegrityNotices) {
+  Scheduler scheduler(Options(10, 4), 4);
+  scheduler.Add(NewSequence(1, 8));
+  scheduler.Schedule();
+  Sequence* sequence = scheduler.Find(1);
+  sequence->num_computed = 17;
+  EXPECT_THAT(std::string(scheduler.CheckIntegrity().message()),
+              HasSubstr("sequence 1 has 1 KV blocks for 17 tokens"));
+  sequence->num_computed = 0;
+  std::vector<int32_t> table = sequence->block_table;
+  sequence->block_table.clear();
+  EXPECT_FALSE(scheduler.CheckIntegrity().ok());
+  sequence->block_table = table;
+  EXPECT_TRUE(scheduler.CheckIntegrity().ok());
+}
+
+// Random arrivals, ends, cancellations and aborted steps; the invariants hold
+// after each, and everything that may end does.
+class RandomSchedule : public testing::TestWithParam<uint32_t> {};
+
+TEST_P(RandomSchedule, KeepsItsInvariants) {
+  std::mt19937 random(GetParam());
+  const size_t num_blocks = 3 + random() % 20;
+  const size_t longest = num_blocks * kKvBlockSize;
+  const SchedulerOptions options = Options(1 + random() % 60, 1 + random() % 9);
+  Scheduler scheduler(options, num_blocks);
+  uint64_t next_id = 0;
+  uint64_t num_ended = 0;
+  std::map<uint64_t, size_t> lengths;  // tokens at which each one ends
+  uint64_t last_started = 0;           // the latest arrival that has run
+  uint64_t preemptions = 0;
+  const size_t num_arrivals = 60;
+  for (int step = 0; num_ended < num_arrivals; ++step) {
+    ASSERT_LT(step, 200000) << "does not end";
+    while (next_id < num_arrivals && random() % 3 == 0) {
+      const size_t prompt = 1 + random() % (longest - 1);
+      lengths[++next_id] = prompt + 1 + random() % (longest - prompt);
+      scheduler.Add(NewSequence(next_id, prompt));
+    }
+    if (random() % 40 == 0 && next_id > 0) {  // somebody hangs up
+      if (Sequence* sequence = scheduler.Find(1 + random() % next_id)) {
+        scheduler.Remove(sequence);
+        ++num_ended;
+      }
+    }
+    const size_t num_sequences =
+        scheduler.num_running() + scheduler.num_waiting();
+    const std::vector<Chunk> chunks = scheduler.Schedule();
+    const absl::Status sound = scheduler.CheckIntegrity();
+    ASSERT_TRUE(sound.ok()) << sound;
+    ASSERT_EQ(scheduler.num_running() + scheduler.num_waiting(), num_sequences);
+    ASSERT_LE(scheduler.num_running(), options.max_sequences);
+    // Never idle while there is work.
+    ASSERT_EQ(chunks.empty(), num_sequences == 0);
+
+    size_t budget = options.max_batch_tokens;
+    uint64_t previous = 0;
+    for (const Chunk& chunk : chunks) {
+      const Sequence& sequence = *chunk.sequence;
+      ASSERT_GT(chunk.num_tokens, 0u);
+      ASSERT_LE(chunk.num_tokens, budget);
+      budget -= chunk.num_tokens;
+      ASSERT_LE(sequence.num_computed + chunk.num_tokens,
+                sequence.tokens.size());
+      ASSERT_GE(sequence.block_table.size() * kKvBlockSize,
+                sequence.num_computed + chunk.num_tokens);
+      // First come, first served: in order of arrival.
+      ASSERT_GT(sequence.seq_id, previous);
+      previous = sequence.seq_id;
+      last_started = std::max(last_started, sequence.seq_id);
+      // Nobody is cut short but by the budget.
+      if (sequence.num_computed + chunk.num_tokens < sequence.tokens.size()) {
+        ASSERT_EQ(budget, 0u);
+      }
+    }
+    // The earliest of all always makes progress.
+    if (!chunks.empty()) {
+      uint64_t earliest = ~uint64_t{0};
+      for (const Sequence* sequence : scheduler.Sequences()) {
+        earliest = std::min(earliest, sequence->seq_id);
+        // Nobody overtakes: whoever waits came after whoever runs.
+        ASSERT_TRUE(sequence->preemptions > 0 || sequence->num_computed > 0 ||
+                    sequence->seq_id >= last_started ||
+                    !sequence->block_table.empty());
+      }
+      ASSERT_EQ(chunks.front().sequence->seq_id, earliest);
+    }
+    ASSERT_GE(scheduler.num_preemptions(), preemptions);
+    preemptions = scheduler.num_preemptions();
+
+    if (random() % 10 == 0) continue;  // the step was broken off
+    Commit(chunks);
+    for (const Chunk& chunk : chunks) {
+      Sequence* sequence = chunk.sequence;
+      if (sequence->tokens.size() < lengths[sequence->seq_id]) continue;
+      scheduler.Remove(sequence);
+      ++num_ended;
+    }
+    ASSERT_TRUE(scheduler.CheckIntegrity().ok());
+  }
+  EXPECT_EQ(scheduler.num_free_blocks(), num_blocks);
+}
+
+INSTANTIATE_TEST_SUITE_P(Seeds, RandomSchedule, testing::Range(0u, 60u));
+
+TEST(SchedulerTest, TwoThatGrowTakeTurns) {
+  // Each grows to the whole cache.
+  Scheduler scheduler(Options(8, 2), 4);
+  scheduler.Add(NewSequence(1, 1));
+  scheduler.Add(NewSequence(2, 1));
+  size_t ended = 0;
+  for (int step = 0; step < 1000 && ended < 2; ++step) {
+    const std::vector<Chunk> chunks = scheduler.Schedule();
+    Commit(chunks);
+    for (const Chunk& chunk : chunks) {
+      if (chunk.sequence->tokens.size() < 4 * kKvBlockSize) continue;
+      scheduler.Remove(chunk.sequence);
+      ++ended;
+    }
+  }
+  EXPECT_EQ(ended, 2u);
+  EXPECT_GE(scheduler.num_preemptions(), 1u);
+}
+
+}  // namespace
+}  // namespace troupe
