@@ -73,7 +73,12 @@ absl::StatusOr<std::unique_ptr<const Tokenizer>> JsonTokenizer::Load(
   };
   ABSL_ASSIGN_OR_RETURN(TokenizerConfig config,
                         TokenizerConfig::Load(model_dir, find_token, end_id));
-  config.ApplyTo(&post_processor.prefix, &post_processor.suffix);
+  // The post-processor decides. Some checkpoints of this class have none that
+  // adds ids and rely on the class, which reads add_bos_token.
+  if (config.is_llama && post_processor.prefix.empty() &&
+      post_processor.suffix.empty()) {
+    config.ApplyTo(&post_processor.prefix, &post_processor.suffix);
+  }
   return std::unique_ptr<const Tokenizer>(
       new JsonTokenizer(std::move(normalizer), std::move(pre_tokenizer),
                         std::move(model), std::move(added), std::move(decoder),

@@ -89,6 +89,12 @@ absl::StatusOr<TokenizerConfig> TokenizerConfig::Load(
                           FindToken(root, "eos_token", find_token));
     ABSL_ASSIGN_OR_RETURN(config.add_bos, FindBool(root, "add_bos_token"));
     ABSL_ASSIGN_OR_RETURN(config.add_eos, FindBool(root, "add_eos_token"));
+    if (root.Find("tokenizer_class")) {
+      ABSL_ASSIGN_OR_RETURN(const std::string name,
+                            root.GetString("tokenizer_class"));
+      config.is_llama =
+          name == "LlamaTokenizer" || name == "LlamaTokenizerFast";
+    }
   }
   if (config.bos_token_id && config.eos_token_id) return config;
   ABSL_ASSIGN_OR_RETURN(const std::optional<JsonDocument> model,

@@ -23,8 +23,8 @@ struct TokenizerConfig {
       const std::function<int32_t(absl::string_view)>& find_token,
       int32_t end_id);
 
-  // Makes ids around a text agree with add_bos and add_eos, where they are
-  // set.
+  // Makes the ids around a text agree with add_bos and add_eos, where they
+  // are set.
   void ApplyTo(std::vector<int32_t>* prefix,
                std::vector<int32_t>* suffix) const;
 
@@ -32,6 +32,8 @@ struct TokenizerConfig {
   std::optional<int32_t> eos_token_id;
   std::optional<bool> add_bos;
   std::optional<bool> add_eos;
+  // tokenizer_class is LlamaTokenizer or LlamaTokenizerFast.
+  bool is_llama = false;
 };
 
 }  // namespace troupe::tokenizer

@@ -64,28 +64,43 @@ TEST(TokenizerTest, ConfigOfTheModelFillsInWhatTheTokenizerDoesNotSay) {
   EXPECT_EQ(LoadOrDie(dir.path())->eos_token_id(), 9);
 }
 
-TEST(TokenizerTest, AddBosTokenOverridesThePostProcessor) {
-  const auto encode = [](const char* fixture, const char* config) {
-    ModelDir dir;
-    const std::string base = GoldenDir(fixture);
-    const bool is_json = std::string(fixture) == "llama2";
-    const std::string file = is_json ? "tokenizer.json" : "tokenizer.model";
-    dir.Write(file, ReadTestFile(base + "/" + file))
-        .Write("tokenizer_config.json", config);
-    const auto tokenizer = LoadOrDie(dir.path());
-    return EncodeOrDie(*tokenizer, "", {true, false});
+// The ids around an empty text, for a fixture with another
+// tokenizer_config.json.
+Ids AddedIds(const std::string& fixture, const std::string& file,
+             const std::string& config) {
+  ModelDir dir;
+  dir.Write(file, ReadTestFile(GoldenDir(fixture) + "/" + file))
+      .Write("tokenizer_config.json", config);
+  return EncodeOrDie(*LoadOrDie(dir.path()), "", {true, false});
+}
+
+TEST(TokenizerTest, AddBosTokenOfSentencePiece) {
+  const auto added = [](const std::string& config) {
+    return AddedIds("sentencepiece_bpe", "tokenizer.model", config);
   };
-  constexpr char kNoBos[] =
-      R"({"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": false})";
-  constexpr char kBosEos[] =
-      R"({"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": true,
-          "add_eos_token": true})";
-  EXPECT_THAT(encode("llama2", "{}"), ElementsAre(1));
-  EXPECT_THAT(encode("llama2", kNoBos), ElementsAre());
-  EXPECT_THAT(encode("llama2", kBosEos), ElementsAre(1, 2));
-  EXPECT_THAT(encode("sentencepiece_bpe", "{}"), ElementsAre(1));
-  EXPECT_THAT(encode("sentencepiece_bpe", kNoBos), ElementsAre());
-  EXPECT_THAT(encode("sentencepiece_bpe", kBosEos), ElementsAre(1, 2));
+  EXPECT_THAT(added("{}"), ElementsAre(1));
+  EXPECT_THAT(added(R"({"add_bos_token": false})"), ElementsAre());
+  EXPECT_THAT(added(R"({"add_bos_token": true, "add_eos_token": true})"),
+              ElementsAre(1, 2));
+}
+
+TEST(TokenizerTest, AddBosTokenOfTokenizerJsonOnlyWhereTheClassReadsIt) {
+  const auto added = [](const std::string& fixture, const std::string& type,
+                        const std::string& bos) {
+    return AddedIds(fixture, "tokenizer.json",
+                    R"({"tokenizer_class": ")" + type + R"(", "bos_token": ")" +
+                        bos + R"(", "add_bos_token": )" +
+                        (fixture == "gpt2" ? "true}" : "false}"));
+  };
+  // The template of the post-processor decides.
+  EXPECT_THAT(added("llama2", "LlamaTokenizerFast", "<s>"), ElementsAre(1));
+  EXPECT_THAT(added("llama2", "PreTrainedTokenizerFast", "<s>"),
+              ElementsAre(1));
+  // There is none.
+  EXPECT_THAT(added("gpt2", "GPT2TokenizerFast", "<|endoftext|>"),
+              ElementsAre());
+  EXPECT_THAT(added("gpt2", "LlamaTokenizerFast", "<|endoftext|>"),
+              ElementsAre(700));
 }
 
 TEST(TokenizerTest, UserTextCannotForgeControlTokens) {
