@@ -4,7 +4,7 @@
 // ParallelFor may be called from one thread at a time (the owner's); tasks must
 // not call it again. Waiting threads spin for a bounded time, then sleep, so
 // that a pool of an idle process costs nothing and a pool between two layers
-// wakes within microseconds. See docs/decisions for the figures.
+// wakes within microseconds. See docs/decisions/0005-cpu-kernels.md.
 #ifndef TROUPE_COMMON_THREAD_POOL_H_
 #define TROUPE_COMMON_THREAD_POOL_H_
 

@@ -49,7 +49,7 @@ static_assert(kKvBlockSize == kBlockLanes);
 
 // A query is one head of one row. This many queries share the reading of a
 // tile; their accumulators stay in registers.
-inline constexpr size_t kMaxQueries = HWY_TARGET != HWY_AVX2 ? 12 : 6;
+inline constexpr size_t kMaxQueries = kBlockVectors == 1 ? 12 : 6;
 
 // scores[q][position] of a tile, one chain along head_dim each.
 // queries [head_dim][kQueries], keys [head_dim][16]

@@ -6,12 +6,13 @@
 
 namespace troupe {
 
-// Bytes per second that the pool reads from memory: the best of several passes
-// over a buffer that is larger than the caches.
+// Bytes per second that the pool reads from memory: the best of many short runs
+// through a buffer that is larger than the caches.
 double MeasureReadBandwidth(ThreadPool& pool);
 
 // Floating-point operations per second (a fused multiply-add is two) of the
-// pool in registers, with the chosen instruction set: the best of several runs.
+// pool in registers, with the chosen instruction set: the best of many short
+// runs.
 double MeasurePeakFlops(ThreadPool& pool);
 
 }  // namespace troupe

@@ -74,17 +74,20 @@ HWY_EXPORT(ReadAll);
 
 namespace {
 
-// The least seconds of `repeats` runs of a job on all threads.
-template <typename Task>
-double BestSeconds(int repeats, size_t num_tasks, ThreadPool& pool,
-                   const Task& task) {
+// The least seconds of one of the runs run(0), run(1), ... of a second. Short
+// runs: on a machine with other work some are undisturbed, once the scheduler
+// has spread the threads.
+template <typename Run>
+double BestSeconds(const Run& run) {
   double best = 1e30;
-  for (int i = 0; i < repeats; ++i) {
+  double total = 0;
+  for (size_t i = 0; total < 1.0; ++i) {
     const auto start = std::chrono::steady_clock::now();
-    pool.ParallelFor(num_tasks, task);
+    run(i);
     const std::chrono::duration<double> elapsed =
         std::chrono::steady_clock::now() - start;
     best = std::min(best, elapsed.count());
+    total += elapsed.count();
   }
   return best;
 }
@@ -94,28 +97,34 @@ volatile uint64_t sink;  // keeps results that nobody wants
 }  // namespace
 
 double MeasureReadBandwidth(ThreadPool& pool) {
-  constexpr size_t kChunk = size_t{4} << 20;
-  constexpr size_t kNumChunks = 256;  // 1 GiB
+  // 64 MiB at a time of 1 GiB: nothing is left in a cache when its turn comes
+  // again.
+  constexpr size_t kChunk = size_t{1} << 20;
+  constexpr size_t kNumChunks = 1024;
+  constexpr size_t kChunksPerRun = 64;
   uint8_t* buffer = static_cast<uint8_t*>(AllocateAligned(kChunk * kNumChunks));
   pool.ParallelFor(kNumChunks, [&](size_t i, size_t worker) {
     std::memset(buffer + i * kChunk, static_cast<int>(i), kChunk);
   });
-  const double seconds =
-      BestSeconds(7, kNumChunks, pool, [&](size_t i, size_t worker) {
-        sink = HWY_DYNAMIC_DISPATCH(ReadAll)(buffer + i * kChunk, kChunk);
-      });
+  const double seconds = BestSeconds([&](size_t run) {
+    const size_t first = run * kChunksPerRun % kNumChunks;
+    pool.ParallelFor(kChunksPerRun, [&](size_t i, size_t worker) {
+      sink =
+          HWY_DYNAMIC_DISPATCH(ReadAll)(buffer + (first + i) * kChunk, kChunk);
+    });
+  });
   FreeAligned(buffer);
-  return static_cast<double>(kChunk * kNumChunks) / seconds;
+  return static_cast<double>(kChunk * kChunksPerRun) / seconds;
 }
 
 double MeasurePeakFlops(ThreadPool& pool) {
-  constexpr size_t kRounds = 1'000'000;
+  constexpr size_t kRounds = 100'000;
   const size_t tasks = pool.num_threads() * 4;
-  const double seconds =
-      BestSeconds(15, tasks, pool, [&](size_t i, size_t worker) {
-        sink =
-            static_cast<uint64_t>(HWY_DYNAMIC_DISPATCH(MultiplyAdds)(kRounds));
-      });
+  const double seconds = BestSeconds([&](size_t run) {
+    pool.ParallelFor(tasks, [&](size_t i, size_t worker) {
+      sink = static_cast<uint64_t>(HWY_DYNAMIC_DISPATCH(MultiplyAdds)(kRounds));
+    });
+  });
   const size_t flops = HWY_DYNAMIC_DISPATCH(FlopsPerRound)();
   return static_cast<double>(flops * kRounds * tasks) / seconds;
 }
