@@ -57,6 +57,11 @@ function(troupe_test name)
     RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   target_link_libraries(${name} PRIVATE troupe_flags ${A_DEPS}
     GTest::gmock GTest::gtest_main)
+  if(TROUPE_SANITIZE STREQUAL "thread" AND NOT TROUPE_KERNELS_ONLY)
+    target_sources(${name} PRIVATE ${PROJECT_SOURCE_DIR}/tests/tsan_absl.cc)
+    target_link_libraries(${name} PRIVATE absl::synchronization
+      ${CMAKE_DL_LIBS})
+  endif()
   target_compile_definitions(${name} PRIVATE
     TROUPE_SOURCE_DIR="${PROJECT_SOURCE_DIR}"
     TROUPE_BINARY_DIR="${CMAKE_RUNTIME_OUTPUT_DIRECTORY}")

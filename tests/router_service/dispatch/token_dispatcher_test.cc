@@ -24,8 +24,6 @@ namespace {
 using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-using ::testing::IsEmpty;
-using ::testing::SizeIs;
 
 constexpr uint32_t kNumLayers = 3;
 constexpr size_t kNumExperts = 4;
@@ -171,8 +169,8 @@ TEST_F(TokenDispatcherTest, OneMessagePerProcess) {
   Start();
   const Work work = MakeWorkFor(6, {1, 2});
   ExpectExact(work, 2);
-  ASSERT_THAT(a.batches(), SizeIs(1));
-  ASSERT_THAT(b.batches(), SizeIs(1));
+  ASSERT_EQ(a.batches().size(), 1u);
+  ASSERT_EQ(b.batches().size(), 1u);
   const v1::ExpertBatch batch = a.batches()[0];
   EXPECT_EQ(batch.layer(), 2u);
   EXPECT_EQ(batch.num_tokens(), 6u);
@@ -260,13 +258,13 @@ TEST_F(TokenDispatcherTest, LargeBatchesAreCut) {
     copies += static_cast<size_t>(batch.row_of_copy_size());
   }
   EXPECT_EQ(copies, 40u);
-  EXPECT_THAT(process.batches(), SizeIs(14));
+  EXPECT_EQ(process.batches().size(), 14u);
 
   // A row that is larger than the bound goes alone.
   options_.max_output_bytes = 1;
   dispatcher_ = std::make_unique<TokenDispatcher>(*experts_, options_);
   ExpectExact(MakeWork(3));
-  EXPECT_THAT(process.batches(), SizeIs(14 + 6));
+  EXPECT_EQ(process.batches().size(), 14 + 6u);
 }
 
 // Whatever goes wrong with one replica, the other one gives the same bytes.
@@ -310,7 +308,7 @@ TEST_F(TokenDispatcherTest, EveryReplicaIsAskedBeforeOneIsAskedAgain) {
   good.SetFreeRows(1);
   ExpectExact(MakeWork(1));
   ExpectExact(MakeWork(1));  // now the pool knows that it has little room
-  EXPECT_THAT(good.batches(), SizeIs(testing::Ge(2u)));
+  EXPECT_GE(good.batches().size(), 2u);
   EXPECT_LE(bad.batches().size() + worse.batches().size(), 8u);
 }
 
@@ -321,7 +319,7 @@ TEST_F(TokenDispatcherTest, TheOnlyReplicaIsAskedAgain) {
                   FakeAnswer::kLong},
                  FakeAnswer::kCompute);
   ExpectExact(MakeWork(7));
-  EXPECT_THAT(process.batches(), SizeIs(5));
+  EXPECT_EQ(process.batches().size(), 5u);
   EXPECT_EQ(dispatcher_->stats().copies_resent, 4 * 14u);
   EXPECT_EQ(dispatcher_->stats().copies_refused, 2 * 14u);
 }
@@ -490,15 +488,15 @@ TEST_F(TokenDispatcherTest, CopiesFollowThePlacement) {
   FakeExpertProcess& b = AddProcess({});
   Start();
   ExpectExact(MakeWork(5));
-  EXPECT_THAT(b.batches(), IsEmpty());
+  EXPECT_EQ(b.batches().size(), 0u);
   b.Describe(FakeDescription("b", {0, 1, 2, 3}, kNumLayers));
   v1::ExpertDescription draining =
       FakeDescription("a", {0, 1, 2, 3}, kNumLayers);
   draining.set_state(v1::SERVING_STATE_DRAINING);
   a.Describe(draining);
   ExpectExact(MakeWork(5));
-  EXPECT_THAT(a.batches(), SizeIs(1));
-  EXPECT_THAT(b.batches(), SizeIs(1));
+  EXPECT_EQ(a.batches().size(), 1u);
+  EXPECT_EQ(b.batches().size(), 1u);
 }
 
 // Two replicas that die, come back, refuse and answer nonsense at random while
