@@ -1,6 +1,8 @@
 # Fails when a source includes from a folder that its own folder may not use.
 # The allowed folders are those of docs/architecture.md, "Folders".
 # Run: cmake -DROOT=<source dir> -P cmake/check_layering.cmake
+cmake_minimum_required(VERSION 3.25)
+
 set(allow_common "common")
 set(allow_common_rpc "common;common/rpc;protos")
 set(allow_kernels "common;kernels")
@@ -55,9 +57,7 @@ foreach(source IN LISTS sources)
     string(REGEX REPLACE "^[^\"]*\"([^\"]*)\".*" "\\1" target "${line}")
     folder_of(${target} to)
     if(NOT to)
-      message(SEND_ERROR "${source}: include \"${target}\" does not start at a top-level folder")
-      math(EXPR bad "${bad}+1")
-      continue()
+      continue()  # a library's
     endif()
     math(EXPR checked "${checked}+1")
     if(NOT to IN_LIST allow_${key})
