@@ -106,6 +106,8 @@ def main() -> None:
     results = json.loads(args.results.read_text())
     draw(results, args.work, args.out / "expert-load.png")
     final = results["final"]
+    with np.load(args.work / "train.npz") as data:
+        text_tokens = len(data["ids"])
     samples = "\n\n".join(
         "\n".join(f"> {line}" if line else ">" for line in s.split("\n"))
         for s in final["samples"])
@@ -113,6 +115,8 @@ def main() -> None:
     (args.out / "README.md").write_text(template.substitute(
         parameters=f"{final['parameters']:,}",
         trained_tokens=f"{final['trained_tokens']:,}",
+        epochs=f"{final['trained_tokens'] / text_tokens:.1f}",
+        text_tokens=f"{text_tokens:,}",
         perplexity=f"{final['perplexity']:.2f}",
         nats=f"{final['nats_per_token']:.3f}",
         bits_per_byte=f"{final['bits_per_byte']:.3f}",
