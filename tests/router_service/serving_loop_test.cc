@@ -158,7 +158,7 @@ std::string RunAlone(TestEngine& engine, const SequenceRequest& request) {
   Submit(engine, request, events);
   const absl::Status status = events.Wait();
   EXPECT_TRUE(status.ok()) << status;
-  return Bytes(events.prompt()) + "|" + Bytes(events.tokens());
+  return absl::StrCat(Bytes(events.prompt()), "|", Bytes(events.tokens()));
 }
 
 std::vector<std::string> RunTogether(
@@ -174,7 +174,7 @@ std::vector<std::string> RunTogether(
   for (Events& e : events) {
     const absl::Status status = e.Wait();
     EXPECT_TRUE(status.ok()) << status;
-    bytes.push_back(Bytes(e.prompt()) + "|" + Bytes(e.tokens()));
+    bytes.push_back(absl::StrCat(Bytes(e.prompt()), "|", Bytes(e.tokens())));
   }
   return bytes;
 }
@@ -566,7 +566,7 @@ TEST(ServingLoopTest, WaitsForExpertsThatAreAway) {
     engine.expert_switch(group).WaitUntilKnown();
   }
   ASSERT_TRUE(events.Wait().ok());
-  EXPECT_EQ("|" + Bytes(events.tokens()), expected);
+  EXPECT_EQ(absl::StrCat("|", Bytes(events.tokens())), expected);
 }
 
 TEST(ServingLoopTest, ADeadlineWithoutExpertsNamesOne) {
@@ -656,8 +656,9 @@ TEST(ServingLoopTest, SurvivesChaos) {
           engine.loop().Cancel(id);
         }
         if (events.Wait().ok()) {
-          EXPECT_EQ(Bytes(events.prompt()) + "|" + Bytes(events.tokens()),
-                    alone[i]);
+          EXPECT_EQ(
+              absl::StrCat(Bytes(events.prompt()), "|", Bytes(events.tokens())),
+              alone[i]);
           ++finished;
         }
       }
