@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
+#include "model/checkpoint.h"
 #include "nlohmann/json.hpp"
 
 namespace troupe {
@@ -61,10 +62,12 @@ absl::StatusOr<ServedModel> LoadServedModel(const std::string& model_dir,
                                             const std::string& name) {
   ServedModel model;
   model.name = name;
-  ABSL_ASSIGN_OR_RETURN(model.config, LoadModelConfig(model_dir));
+  ABSL_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint,
+                        Checkpoint::Open(model_dir));
+  model.config = checkpoint->config();
+  model.fingerprint = checkpoint->fingerprint();
   ABSL_ASSIGN_OR_RETURN(model.tokenizer, Tokenizer::Load(model_dir));
   ABSL_ASSIGN_OR_RETURN(model.chat_template, LoadChatTemplate(model_dir));
-  model.fingerprint = Fingerprint(model.config);
   model.default_sampling = DefaultSampling(model.config.generation);
   return model;
 }

@@ -16,14 +16,15 @@ namespace troupe {
 struct ServedModel {
   std::string name;
   ModelConfig config;
-  std::string fingerprint;
+  std::string fingerprint;  // Checkpoint::fingerprint
   std::unique_ptr<const Tokenizer> tokenizer;
   std::string chat_template;  // Jinja text; empty when there is none
   v1::SamplingParams default_sampling;
 };
 
-// Reads config.json, generation_config.json, the tokenizer and the chat
-// template of a checkpoint folder. Errors name the file.
+// Reads config.json, generation_config.json, the headers of the weights (for
+// the fingerprint), the tokenizer and the chat template of a checkpoint folder.
+// Errors name the file.
 absl::StatusOr<ServedModel> LoadServedModel(const std::string& model_dir,
                                             const std::string& name);
 

@@ -2,6 +2,7 @@
 
 #include <set>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "common/rpc/rpc_channel.h"
@@ -95,8 +96,11 @@ std::string Explain(const absl::Status& status, const std::string& address) {
   const std::string message(status.message());
   switch (status.code()) {
     case absl::StatusCode::kUnavailable:
-      return absl::StrCat(address, ": ", message,
-                          "\nIs a cluster running there? Start one with: "
+      if (!absl::StrContains(message, "failed to connect")) {
+        return absl::StrCat(address, ": ", message);
+      }
+      return absl::StrCat("cannot reach ", address,
+                          ". Is a cluster running there? Start one with: "
                           "troupe serve MODEL_DIR");
     case absl::StatusCode::kResourceExhausted:
       return absl::StrCat(address, ": ", message, "; try again in a moment");

@@ -74,6 +74,10 @@ struct Child {
   SteadyTime started;
   SteadyTime start_again = kNoDeadline;
   milliseconds backoff = kFirstBackoff;
+  // For the progress of loading.
+  double resident_bytes = 0;
+  double bytes_per_s = 0;
+  SteadyTime measured;
 };
 
 // The new process has a group of its own, so that a Ctrl-C of the terminal
@@ -116,7 +120,8 @@ absl::Status Spawn(Child& child) {
   }
   fcntl(fds[0], F_SETFL, O_NONBLOCK);
   child.output_fd = fds[0];
-  child.started = Now();
+  child.started = child.measured = Now();
+  child.resident_bytes = child.bytes_per_s = 0;
   child.start_again = kNoDeadline;
   child.ready = false;
   return absl::OkStatus();
@@ -221,23 +226,34 @@ struct Supervisor::State {
     }
   }
 
-  // Who is not ready yet, with what it has in memory.
-  std::string LoadingStatus() const {
+  // Who is not ready yet, with what it has in memory and how fast that grows.
+  std::string LoadingStatus() {
     size_t num_ready = 0;
     std::string loading;
-    for (const Child& child : children) {
+    for (Child& child : children) {
       if (child.ready) {
         ++num_ready;
         continue;
       }
-      const auto resident = static_cast<double>(ResidentBytes(child.pid));
-      const double seconds = std::max(SecondsSince(child.started), 0.001);
+      MeasureMemory(child);
       absl::StrAppend(&loading, loading.empty() ? "" : ", ", child.spec.name,
-                      " ", FormatBytes(resident), " (",
-                      FormatBytes(resident / seconds), "/s)");
+                      " ", FormatBytes(child.resident_bytes));
+      if (child.bytes_per_s > 1e6) {
+        absl::StrAppend(&loading, " (", FormatBytes(child.bytes_per_s), "/s)");
+      }
     }
     return absl::StrCat("starting: ", num_ready, " of ", children.size(),
                         " ready; in memory: ", loading);
+  }
+
+  // The rate is that of the last interval of half a second and more.
+  static void MeasureMemory(Child& child) {
+    const double seconds = SecondsSince(child.measured);
+    if (seconds < 0.5) return;
+    const auto resident = static_cast<double>(ResidentBytes(child.pid));
+    child.bytes_per_s = (resident - child.resident_bytes) / seconds;
+    child.resident_bytes = resident;
+    child.measured = Now();
   }
 
   bool AllReady() const {

@@ -1,0 +1,247 @@
+// The `troupe` binary as people run it: real processes, a tiny checkpoint.
+#include <fcntl.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "nlohmann/json.hpp"
+#include "tests/fakes/temp_dir.h"
+
+extern char** environ;
+
+namespace troupe {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+constexpr char kModel[] = TROUPE_SOURCE_DIR "/tests/goldens/mixtral_window";
+
+// One run of the binary. Its standard error is read line by line, its standard
+// output when it has ended. Killed when the test leaves it running.
+class Troupe {
+ public:
+  explicit Troupe(std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin(), TROUPE_BINARY_DIR "/troupe");
+    std::vector<char*> argv;
+    for (std::string& argument : arguments) argv.push_back(argument.data());
+    argv.push_back(nullptr);
+    int fds[2];
+    EXPECT_EQ(pipe2(fds, O_CLOEXEC), 0);
+    posix_spawn_file_actions_t actions;
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null",
+                                     O_RDONLY, 0);
+    posix_spawn_file_actions_addopen(&actions, STDOUT_FILENO,
+                                     dir_.File("out").c_str(),
+                                     O_CREAT | O_WRONLY | O_TRUNC, 0600);
+    posix_spawn_file_actions_adddup2(&actions, fds[1], STDERR_FILENO);
+    EXPECT_EQ(
+        posix_spawn(&pid_, argv[0], &actions, nullptr, argv.data(), environ),
+        0);
+    posix_spawn_file_actions_destroy(&actions);
+    close(fds[1]);
+    errors_ = fdopen(fds[0], "r");
+  }
+  ~Troupe() {
+    if (pid_ > 0) {
+      kill(pid_, SIGKILL);
+      waitpid(pid_, nullptr, 0);
+    }
+    fclose(errors_);
+  }
+
+  // The next line of standard error with that text; empty when it ended.
+  std::string AwaitLine(const std::string& part) {
+    char buffer[16384];
+    while (fgets(buffer, sizeof(buffer), errors_) != nullptr) {
+      seen_ += buffer;
+      if (absl::StrContains(buffer, part)) return buffer;
+    }
+    ADD_FAILURE() << "no line with \"" << part << "\" in:\n" << seen_;
+    return "";
+  }
+
+  void Signal(int number) { kill(pid_, number); }
+
+  // The exit status; -1 for a signal.
+  int Wait() {
+    char buffer[16384];
+    while (fgets(buffer, sizeof(buffer), errors_) != nullptr) seen_ += buffer;
+    int status = 0;
+    waitpid(pid_, &status, 0);
+    pid_ = -1;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  }
+
+  const std::string& errors() const { return seen_; }
+  std::string output() const { return ReadFile(dir_.File("out")); }
+
+ private:
+  const TempDir dir_;
+  pid_t pid_ = -1;
+  FILE* errors_ = nullptr;
+  std::string seen_;
+};
+
+class ClusterTest : public testing::Test {
+ protected:
+  ClusterTest() {
+    // Where the cluster makes its folder for sockets.
+    setenv("XDG_RUNTIME_DIR", dir_.path().c_str(), 1);
+    address_ = absl::StrCat("unix:", dir_.File("gateway.sock"));
+  }
+
+  // Starts a cluster on address_ and waits until it is ready.
+  std::unique_ptr<Troupe> Serve(std::vector<std::string> flags) {
+    std::vector<std::string> arguments = {"serve", kModel, "--listen",
+                                          address_};
+    arguments.insert(arguments.end(), flags.begin(), flags.end());
+    auto cluster = std::make_unique<Troupe>(arguments);
+    EXPECT_THAT(cluster->AwaitLine("ready: gateway on"), HasSubstr(address_));
+    return cluster;
+  }
+
+  std::string Story(const std::vector<std::string>& flags) {
+    std::vector<std::string> arguments = {
+        "serve",        kModel, "--listen", address_, "--once",        "Once",
+        "--max-tokens", "24",   "--seed",   "7",      "--temperature", "0.8"};
+    arguments.insert(arguments.end(), flags.begin(), flags.end());
+    Troupe once(arguments);
+    EXPECT_EQ(once.Wait(), 0) << once.errors();
+    EXPECT_THAT(once.errors(), HasSubstr("seed 7"));
+    return once.output();
+  }
+
+  // Folders for sockets that a cluster has left behind.
+  size_t NumRunDirs() const {
+    size_t count = 0;
+    for (const auto& entry : std::filesystem::directory_iterator(dir_.path())) {
+      count += entry.is_directory();
+    }
+    return count;
+  }
+
+  const TempDir dir_;
+  std::string address_;
+};
+
+TEST_F(ClusterTest, OnceTellsTheSameStoryHoweverTheExpertsAreSpread) {
+  const std::string story = Story({"--experts", "1"});
+  EXPECT_THAT(story, StartsWith("Once"));
+  EXPECT_GT(story.size(), 10u);
+  EXPECT_EQ(Story({"--experts", "2", "--replicas", "2"}), story);
+  EXPECT_EQ(Story({"--routers", "2", "--transport", "tcp"}), story);
+  EXPECT_EQ(NumRunDirs(), 0u);
+}
+
+TEST_F(ClusterTest, AKilledExpertComesBackAndTheClusterDrains) {
+  const auto cluster = Serve({"--experts", "2"});
+  ASSERT_EQ(NumRunDirs(), 1u);
+  const std::vector<std::string> generate = {
+      "generate", "Once", "--address",    address_, "--seed",
+      "3",        "-q",   "--max-tokens", "16"};
+  Troupe before(generate);
+  EXPECT_EQ(before.Wait(), 0) << before.errors();
+  // "troupe | expert-1 is ready after 0.1 s (pid 123, ...": of its first life.
+  const size_t at = cluster->errors().find("expert-1 is ready after");
+  ASSERT_NE(at, std::string::npos) << cluster->errors();
+  const int pid = std::stoi(
+      cluster->errors().substr(cluster->errors().find("pid ", at) + 4));
+  ASSERT_EQ(kill(pid, SIGKILL), 0);
+  EXPECT_THAT(cluster->AwaitLine("expert-1 died"), HasSubstr("signal 9"));
+  cluster->AwaitLine("expert-1 is ready again");
+  Troupe after(generate);
+  EXPECT_EQ(after.Wait(), 0) << after.errors();
+  EXPECT_EQ(after.output(), before.output());
+  cluster->Signal(SIGTERM);
+  EXPECT_EQ(cluster->Wait(), 0) << cluster->errors();
+  EXPECT_EQ(NumRunDirs(), 0u);
+}
+
+TEST_F(ClusterTest, StatsAndBenchOfARunningCluster) {
+  const auto cluster = Serve({"--experts", "2"});
+  Troupe bench({"bench", "--address", address_, "--requests", "6",
+                "--concurrency", "3", "--prompt-tokens", "8", "--max-tokens",
+                "8", "--json"});
+  EXPECT_EQ(bench.Wait(), 0) << bench.errors();
+  const auto report = nlohmann::json::parse(bench.output());
+  EXPECT_EQ(report["requests"], 6);
+  EXPECT_EQ(report["failures"], 0);
+  EXPECT_EQ(report["output_tokens"], 48);
+  EXPECT_EQ(report["prompt_tokens"], 48);
+  EXPECT_GT(report["ttft_ms"]["p50"], 0);
+
+  Troupe stats({"stats", "--address", address_, "--json"});
+  EXPECT_EQ(stats.Wait(), 0) << stats.errors();
+  const auto json = nlohmann::json::parse(stats.output());
+  EXPECT_EQ(json["gateway"]["requests_ok"], "7") << "one is the warm-up";
+  EXPECT_EQ(json["routers"].size(), 1u);
+  EXPECT_EQ(json["experts"].size(), 2u);
+  EXPECT_EQ(json["routers"][0]["copies_dropped"], "0");
+
+  Troupe text({"stats", "--address", address_});
+  EXPECT_EQ(text.Wait(), 0);
+  EXPECT_THAT(text.output(), HasSubstr("layer   0"));
+  EXPECT_THAT(text.output(), HasSubstr("expert-1"));
+  EXPECT_THAT(text.output(), testing::Not(HasSubstr("\x1b")));
+  cluster->Signal(SIGINT);
+  EXPECT_EQ(cluster->Wait(), 0) << cluster->errors();
+}
+
+TEST_F(ClusterTest, ABrokenCheckpointStartsNothing) {
+  const std::string model = dir_.File("model");
+  std::filesystem::copy(kModel, model);
+  std::filesystem::resize_file(
+      model + "/model.safetensors",
+      std::filesystem::file_size(model + "/model.safetensors") / 2);
+  Troupe serve({"serve", model, "--listen", address_});
+  EXPECT_EQ(serve.Wait(), 1);
+  EXPECT_THAT(serve.errors(), HasSubstr("failed at start-up"));
+  EXPECT_THAT(serve.errors(), HasSubstr("model.safetensors"));
+  EXPECT_EQ(NumRunDirs(), 1u) << "the model alone";
+}
+
+TEST_F(ClusterTest, AnAddressInUseStartsNothing) {
+  const auto cluster = Serve({"--experts", "1"});
+  Troupe second({"serve", kModel, "--listen", address_});
+  EXPECT_EQ(second.Wait(), 1);
+  EXPECT_THAT(second.errors(), HasSubstr("in use"));
+  EXPECT_EQ(NumRunDirs(), 1u);
+}
+
+TEST_F(ClusterTest, WrongCommandLines) {
+  Troupe unknown({"sevre"});
+  EXPECT_EQ(unknown.Wait(), 2);
+  EXPECT_THAT(unknown.errors(), HasSubstr("did you mean \"serve\"?"));
+  Troupe flag({"generate", "x", "--temperature", "-1"});
+  EXPECT_EQ(flag.Wait(), 2);
+  EXPECT_THAT(flag.errors(), HasSubstr("--temperature"));
+  Troupe nobody({"generate", "x", "--address", address_});
+  EXPECT_EQ(nobody.Wait(), 1);
+  EXPECT_THAT(nobody.errors(), HasSubstr("troupe serve"));
+}
+
+TEST_F(ClusterTest, EveryCommandHasExamples) {
+  for (const char* command : {"serve", "generate", "chat", "stats", "bench",
+                              "inspect", "make-model"}) {
+    Troupe help({command, "--help"});
+    EXPECT_EQ(help.Wait(), 0);
+    EXPECT_THAT(help.output(), HasSubstr("Example"));
+    EXPECT_THAT(help.output(), HasSubstr(absl::StrCat("troupe ", command)));
+  }
+}
+
+}  // namespace
+}  // namespace troupe
