@@ -39,6 +39,19 @@ class LiveCalls {
     absl::MutexLock lock(&mu_);
     --count_;
   }
+  // A call is live as long as its guard: make it the first member of the
+  // call's object, so that it goes last.
+  class Guard {
+   public:
+    explicit Guard(LiveCalls& calls) : calls_(calls) { calls_.Add(); }
+    ~Guard() { calls_.Remove(); }
+    Guard(const Guard&) = delete;
+    Guard& operator=(const Guard&) = delete;
+
+   private:
+    LiveCalls& calls_;
+  };
+
   void AwaitNone() {
     const auto none = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
       return count_ == 0;

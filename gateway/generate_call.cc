@@ -128,7 +128,8 @@ class GenerateCall final
   GenerateCall(GatewayContext& context,
                grpc::CallbackServerContext* server_context,
                const v1::GenerateRequest& request)
-      : context_(context),
+      : live_(context.live_calls),
+        context_(context),
         request_(request),
         start_(Now()),
         deadline_(ToSteadyTime(server_context->deadline())),
@@ -137,10 +138,7 @@ class GenerateCall final
                                                : RandomSeed()),
         request_id_(request.request_id().empty()
                         ? absl::StrFormat("%016x", RandomSeed())
-                        : request.request_id()) {
-    context_.live_calls.Add();
-  }
-  ~GenerateCall() override { context_.live_calls.Remove(); }
+                        : request.request_id()) {}
 
   void Begin();
 
@@ -197,6 +195,7 @@ class GenerateCall final
   void CountAndLog();
 
   // Constant after construction.
+  const LiveCalls::Guard live_;
   GatewayContext& context_;
   const v1::GenerateRequest request_;
   const SteadyTime start_;

@@ -232,16 +232,22 @@ void RouterPool::StartPoll(size_t index) {
   SetDeadline(poll->context, Now() + options_.poll_timeout);
   router.stub->async()->Describe(
       &poll->context, &poll->request, &poll->description,
-      [this, poll](const grpc::Status& status) {
-        OnPolled(*poll, status.ok(), status.error_message());
+      [this, poll](const grpc::Status& status) mutable {
+        const size_t polled = poll->index;
+        const uint64_t generation = poll->generation;
+        const v1::RouterDescription description = std::move(poll->description);
+        // Gone before the pool may be: the program may end then.
+        poll.reset();
+        OnPolled(polled, generation, description, status);
       });
 }
 
-void RouterPool::OnPolled(const Poll& poll, bool ok, const std::string& error) {
-  const v1::RouterDescription& description = poll.description;
+void RouterPool::OnPolled(size_t index, uint64_t generation,
+                          const v1::RouterDescription& description,
+                          const grpc::Status& status) {
   std::string why_not;
-  if (!ok) {
-    why_not = error;
+  if (!status.ok()) {
+    why_not = status.error_message();
   } else if (description.model_fingerprint() != options_.model_fingerprint) {
     why_not = absl::StrCat("serves another model (fingerprint ",
                            description.model_fingerprint(), ", not ",
@@ -253,12 +259,12 @@ void RouterPool::OnPolled(const Poll& poll, bool ok, const std::string& error) {
     }
   }
   absl::MutexLock lock(&mu_);
-  Endpoint& router = routers_[poll.index];
+  Endpoint& router = routers_[index];
   router.polling = false;
   --polls_in_flight_;
   dirty_ = true;
   wake_.SignalAll();
-  if (poll.generation != router.generation) {
+  if (generation != router.generation) {
     router.next_poll = Now();
     return;
   }
@@ -266,10 +272,13 @@ void RouterPool::OnPolled(const Poll& poll, bool ok, const std::string& error) {
   if (ready && !router.ready) {
     spdlog::info("router ready address={}", router.address);
   } else if (!ready && why_not != router.why_not) {
-    spdlog::warn("router not ready address={} reason=\"{}\"", router.address,
-                 why_not);
+    // At the start nothing is ready yet; losing what was ready is news.
+    spdlog::log(router.ready ? spdlog::level::warn : spdlog::level::info,
+                "router not ready address={} reason=\"{}\"", router.address,
+                why_not);
   }
   router.ready = ready;
+  router.was_ready = router.was_ready || ready;
   router.why_not = why_not;
   router.max_context = description.max_context();
   router.next_poll =

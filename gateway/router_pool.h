@@ -96,6 +96,7 @@ class RouterPool {
     bool polling = false;
     SteadyTime next_poll = SteadyTime::min();
     bool ready = false;
+    bool was_ready = false;   // ever
     uint64_t generation = 0;  // of losses: answers from before one are stale
     uint32_t active_sequences = 0;
     uint32_t max_context = 0;
@@ -110,7 +111,9 @@ class RouterPool {
   void Release(size_t index);
   void Run();
   void StartPoll(size_t index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void OnPolled(const Poll& poll, bool ok, const std::string& error);
+  void OnPolled(size_t index, uint64_t generation,
+                const v1::RouterDescription& description,
+                const grpc::Status& status);
   bool AnyReady() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   std::optional<RouterLease> PickLocked(const std::vector<size_t>& excluded)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

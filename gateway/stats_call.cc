@@ -33,14 +33,12 @@ class StatsCall : public std::enable_shared_from_this<StatsCall> {
  public:
   StatsCall(GatewayContext& context, grpc::ServerUnaryReactor* reactor,
             bool include_experts, v1::ClusterStats* response)
-      : context_(context),
+      : live_(context.live_calls),
+        context_(context),
         reactor_(reactor),
         include_experts_(include_experts),
         response_(response),
-        routers_(context.routers.size()) {
-    context_.live_calls.Add();
-  }
-  ~StatsCall() { context_.live_calls.Remove(); }
+        routers_(context.routers.size()) {}
 
   void Begin() {
     *response_->mutable_gateway() = DescribeGateway(context_);
@@ -119,6 +117,7 @@ class StatsCall : public std::enable_shared_from_this<StatsCall> {
     reactor_->Finish(grpc::Status::OK);
   }
 
+  const LiveCalls::Guard live_;
   GatewayContext& context_;
   grpc::ServerUnaryReactor* const reactor_;
   const bool include_experts_;

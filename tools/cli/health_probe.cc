@@ -1,7 +1,8 @@
 #include "tools/cli/health_probe.h"
 
-#include <atomic>
+#include <utility>
 
+#include "absl/synchronization/mutex.h"
 #include "common/rpc/rpc_channel.h"
 #include "protos/health.grpc.pb.h"
 
@@ -19,34 +20,59 @@ struct Check {
 
 }  // namespace
 
-// Shared with the call in flight, which may outlast the probe.
 struct HealthProbe::State {
   std::unique_ptr<health::Health::Stub> stub;
-  std::atomic<bool> serving{false};
-  std::atomic<bool> in_flight{false};
+  absl::Mutex mu;
+  std::shared_ptr<Check> in_flight ABSL_GUARDED_BY(mu);
+  bool busy ABSL_GUARDED_BY(mu) = false;
+  bool serving ABSL_GUARDED_BY(mu) = false;
 };
 
 HealthProbe::HealthProbe(const std::string& address)
-    : state_(std::make_shared<State>()) {
+    : state_(std::make_unique<State>()) {
   state_->stub = health::Health::NewStub(MakeChannel(address));
 }
-HealthProbe::~HealthProbe() = default;
-HealthProbe::HealthProbe(HealthProbe&&) noexcept = default;
-HealthProbe& HealthProbe::operator=(HealthProbe&&) noexcept = default;
+
+HealthProbe::HealthProbe(HealthProbe&& other) noexcept = default;
+HealthProbe& HealthProbe::operator=(HealthProbe&& other) noexcept {
+  std::swap(state_, other.state_);
+  return *this;
+}
+
+// The call is over, its context included, before the program may end.
+HealthProbe::~HealthProbe() {
+  if (state_ == nullptr) return;
+  absl::MutexLock lock(&state_->mu);
+  if (state_->in_flight != nullptr) state_->in_flight->context.TryCancel();
+  const auto idle = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_->mu) {
+    return !state_->busy;
+  };
+  state_->mu.Await(absl::Condition(&idle));
+}
 
 bool HealthProbe::Poll() {
-  if (!state_->in_flight.exchange(true)) {
-    auto check = std::make_shared<Check>();
-    SetDeadline(check->context, Clock::Real().Now() + kTimeout);
-    state_->stub->async()->Check(
-        &check->context, &check->request, &check->response,
-        [state = state_, check](const grpc::Status& status) {
-          state->serving =
-              status.ok() &&
-              check->response.status() == health::HealthCheckResponse::SERVING;
-          state->in_flight = false;
-        });
-  }
+  absl::MutexLock lock(&state_->mu);
+  if (state_->busy) return state_->serving;
+  state_->busy = true;
+  state_->in_flight = std::make_shared<Check>();
+  Check& check = *state_->in_flight;
+  SetDeadline(check.context, Clock::Real().Now() + kTimeout);
+  state_->stub->async()->Check(
+      &check.context, &check.request, &check.response,
+      [state = state_.get()](const grpc::Status& status) {
+        std::shared_ptr<Check> ended;
+        {
+          absl::MutexLock state_lock(&state->mu);
+          ended = std::move(state->in_flight);
+        }
+        const bool serving =
+            status.ok() &&
+            ended->response.status() == health::HealthCheckResponse::SERVING;
+        ended.reset();
+        absl::MutexLock state_lock(&state->mu);
+        state->serving = serving;
+        state->busy = false;
+      });
   return state_->serving;
 }
 

@@ -13,15 +13,15 @@ class HealthProbe {
  public:
   explicit HealthProbe(const std::string& address);
   ~HealthProbe();
-  HealthProbe(HealthProbe&&) noexcept;
-  HealthProbe& operator=(HealthProbe&&) noexcept;
+  HealthProbe(HealthProbe&& other) noexcept;
+  HealthProbe& operator=(HealthProbe&& other) noexcept;
 
   // Whether the newest answer was SERVING; asks again if none is on its way.
   bool Poll();
 
  private:
   struct State;
-  std::shared_ptr<State> state_;
+  std::unique_ptr<State> state_;
 };
 
 }  // namespace troupe

@@ -33,6 +33,7 @@ struct LoadGenerator::State {
   absl::Mutex mu;
   bool stopped ABSL_GUARDED_BY(mu) = false;
   std::set<Request*> running ABSL_GUARDED_BY(mu);
+  size_t num_alive ABSL_GUARDED_BY(mu) = 0;  // running or being deleted
   std::vector<BenchRecord> records ABSL_GUARDED_BY(mu);
 };
 
@@ -80,12 +81,16 @@ class LoadGenerator::State::Request final
     } else if (!record_.ok) {
       record_.error = "no token came";
     }
+    State& state = state_;
     {
-      absl::MutexLock lock(&state_.mu);
-      state_.records.push_back(std::move(record_));
-      state_.running.erase(this);
+      absl::MutexLock lock(&state.mu);
+      state.records.push_back(std::move(record_));
+      state.running.erase(this);
     }
+    // Gone before Run returns: the program may end then, and gRPC with it.
     delete this;
+    absl::MutexLock lock(&state.mu);
+    --state.num_alive;
   }
 
   State& state_;
@@ -152,12 +157,13 @@ std::vector<BenchRecord> LoadGenerator::Run() {
     auto* request =
         new State::Request(state, next, open_loop ? due_s : state.Elapsed());
     state.running.insert(request);
+    ++state.num_alive;
     ++next;
     // Its first callback takes the lock: it cannot be done before it is known.
     request->Start();
   }
   const auto idle = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(state.mu) {
-    return state.running.empty();
+    return state.num_alive == 0;
   };
   state.mu.Await(absl::Condition(&idle));
   return state.records;
