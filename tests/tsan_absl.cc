@@ -6,6 +6,8 @@
 // Linked into the tests of a build for ThreadSanitizer only.
 #include <dlfcn.h>
 
+#include <type_traits>
+
 #include "absl/synchronization/blocking_counter.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
@@ -29,10 +31,12 @@ Function* Original(const char* name) {
 
 }  // namespace
 
-#define ORIGINAL(type, name) \
-  static type* const original = Original<type>("_ZN4absl7debian3" name)
-#define CONST_ORIGINAL(type, name) \
-  static type* const original = Original<type>("_ZNK4absl7debian3" name)
+#define ORIGINAL(type, name)                          \
+  static std::type_identity_t<type>* const original = \
+      Original<type>("_ZN4absl7debian3" name)
+#define CONST_ORIGINAL(type, name)                    \
+  static std::type_identity_t<type>* const original = \
+      Original<type>("_ZNK4absl7debian3" name)
 
 namespace absl {
 ABSL_NAMESPACE_BEGIN
