@@ -37,12 +37,18 @@ class ExpertPool::PoolMember final : public ExpertPeer::Listener {
 
   void OnLost(const absl::Status& status) override {
     absl::MutexLock lock(&pool->mu_);
-    // A peer that is away is tried again and again: say it once.
-    if (last_error != status.message()) {
-      spdlog::warn("lost: {}", std::string(status.message()));
+    const bool was_connected = connected;
+    // A peer that is away is tried again and again: say it once. One that has
+    // not been there yet, or said that it would leave, is no surprise.
+    if (last_error != status.message() && !pool->stopping_) {
+      const bool expected =
+          failures == 0 && !was_connected
+              ? absl::IsUnavailable(status)
+              : description.state() == v1::SERVING_STATE_DRAINING;
+      spdlog::log(expected ? spdlog::level::info : spdlog::level::warn,
+                  "not connected: {}", std::string(status.message()));
       last_error = std::string(status.message());
     }
-    const bool was_connected = connected;
     if (was_connected) ++failures;
     connected = false;
     description.set_state(v1::SERVING_STATE_UNSPECIFIED);
