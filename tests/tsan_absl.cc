@@ -60,19 +60,35 @@ void Mutex::Unlock() {
   original(this);
 }
 
-// The conditions of those that wait are looked at by whoever unlocks.
+// A condition is looked at by whoever holds the mutex inside of Abseil: the
+// thread that waits, or one that unlocks.
+namespace {
+struct Waiter {
+  Mutex* mutex;
+  const Condition* condition;
+};
+bool EvalInOrder(Waiter* waiter) {
+  __tsan_acquire(waiter->mutex);
+  const bool met = waiter->condition->Eval();
+  __tsan_release(waiter->mutex);
+  return met;
+}
+}  // namespace
+
 void Mutex::Await(const Condition& condition) {
   ORIGINAL(void(Mutex*, const Condition&), "5Mutex5AwaitERKNS0_9ConditionE");
+  Waiter waiter = {this, &condition};
   __tsan_release(this);
-  original(this, condition);
+  original(this, Condition(&EvalInOrder, &waiter));
   __tsan_acquire(this);
 }
 
 bool Mutex::AwaitWithTimeout(const Condition& condition, Duration timeout) {
   ORIGINAL(bool(Mutex*, const Condition&, Duration),
            "5Mutex16AwaitWithTimeoutERKNS0_9ConditionENS0_8DurationE");
+  Waiter waiter = {this, &condition};
   __tsan_release(this);
-  const bool met = original(this, condition, timeout);
+  const bool met = original(this, Condition(&EvalInOrder, &waiter), timeout);
   __tsan_acquire(this);
   return met;
 }
