@@ -88,7 +88,8 @@ class ExpertPool::PoolMember final : public ExpertPeer::Listener {
   std::string last_error;
   uint64_t free_rows = 0;  // of the last answer
   uint64_t in_flight_rows = 0;
-  uint64_t messages = 0;
+  uint64_t sent = 0;      // messages
+  uint64_t messages = 0;  // answered
   uint64_t failures = 0;
   double round_trip_seconds = 0.0;  // sum over messages
 
@@ -177,9 +178,7 @@ std::optional<size_t> ExpertPool::Choose(const Placement& placement,
   absl::MutexLock lock(&mu_);
   std::optional<size_t> best;
   int64_t best_room = 0;
-  const uint64_t turn = replicas.size() > 1 ? turn_++ : 0;
-  for (size_t i = 0; i < replicas.size(); ++i) {
-    const size_t peer = replicas[(turn + i) % replicas.size()];
+  for (const size_t peer : replicas) {
     const PoolMember& member = *members_[peer];
     if (!member.connected ||
         std::find(avoid.begin(), avoid.end(), peer) != avoid.end()) {
@@ -189,7 +188,8 @@ std::optional<size_t> ExpertPool::Choose(const Placement& placement,
     const int64_t room =
         static_cast<int64_t>(std::min(member.free_rows, kMaxRows)) -
         static_cast<int64_t>(member.in_flight_rows);
-    if (!best.has_value() || room > best_room) {
+    if (!best.has_value() || room > best_room ||
+        (room == best_room && member.sent < members_[*best]->sent)) {
       best = peer;
       best_room = room;
     }
@@ -204,6 +204,7 @@ void ExpertPool::Send(size_t peer, v1::ExpertBatch batch,
   {
     absl::MutexLock lock(&mu_);
     member->in_flight_rows += rows;
+    ++member->sent;
   }
   const SteadyTime sent = std::chrono::steady_clock::now();
   member->peer->Send(

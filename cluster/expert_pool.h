@@ -44,8 +44,10 @@ class ExpertPool {
 
   std::shared_ptr<const Placement> placement() const;
 
-  // The replica with the most room, those with equal room in turn; none when
-  // no replica is left. `avoid`: peers that just refused or failed.
+  // The replica with the most room; with equal room the one that was sent the
+  // fewest messages, so that experts which share processes also share a
+  // message. None when no replica is left. `avoid`: peers that just refused or
+  // failed.
   std::optional<size_t> Choose(const Placement& placement, size_t layer,
                                size_t expert, absl::Span<const size_t> avoid);
 
@@ -66,7 +68,6 @@ class ExpertPool {
   const ExpertPoolOptions options_;
   mutable absl::Mutex mu_;
   std::shared_ptr<const Placement> placement_ ABSL_GUARDED_BY(mu_);
-  uint64_t turn_ ABSL_GUARDED_BY(mu_) = 0;
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   bool lost_ ABSL_GUARDED_BY(mu_) = false;            // news for Maintain()
   std::vector<std::unique_ptr<PoolMember>> members_;  // fixed

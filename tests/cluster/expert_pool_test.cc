@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/synchronization/notification.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/fakes/fake_expert_process.h"
@@ -146,8 +147,18 @@ TEST_F(ExpertPoolTest, EqualReplicasTakeTurns) {
   for (const char* name : {"a", "b", "c"}) AddProcess(Owner(name, {0}));
   ExpertPool& pool = Start();
   std::map<size_t, int> count;
-  for (int i = 0; i < 30; ++i)
-    ++count[*pool.Choose(*pool.placement(), 0, 0, {})];
+  for (int i = 0; i < 30; ++i) {
+    const size_t peer = *pool.Choose(*pool.placement(), 0, 0, {});
+    // Until something is sent the choice stays: experts that share processes
+    // go into one message.
+    EXPECT_EQ(pool.Choose(*pool.placement(), 0, 0, {}), peer);
+    ++count[peer];
+    absl::Notification answered;
+    pool.Send(peer, Batch(1), [&answered](absl::StatusOr<v1::ExpertOutput>) {
+      answered.Notify();
+    });
+    answered.WaitForNotification();
+  }
   EXPECT_THAT(
       count, ElementsAre(std::pair(0, 10), std::pair(1, 10), std::pair(2, 10)));
 }
