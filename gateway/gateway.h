@@ -21,7 +21,8 @@ struct GatewayOptions {
   // Requests in progress; one more is refused with RESOURCE_EXHAUSTED.
   uint32_t max_requests = 256;
   RequestLimits limits;
-  // A sequence whose router was lost waits that long for another one.
+  // A sequence without a router (none is ready, or its own was lost) waits
+  // that long for one, and not longer than the call's deadline.
   milliseconds router_wait{30000};
   milliseconds poll_interval{500};
   // Responses that may wait for a slow client before its streams pause.

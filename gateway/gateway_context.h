@@ -71,7 +71,7 @@ struct GatewayContext {
   std::string name;  // of this process
   ServedModel model;
   RequestLimits limits;
-  // A sequence that lost its router waits that long for another one.
+  // A sequence without a router waits that long for one.
   milliseconds router_wait{30000};
   // Responses of a call that wait for its client; when that many wait, the
   // call's router streams are not read until some have left.

@@ -170,6 +170,11 @@ class GenerateCall final
   absl::StatusOr<std::vector<Choice>> Plan() const;
   void StartAttempt(size_t index, RouterLease lease)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Calls OnRouterFound when a router is ready, or in vain when the wait is
+  // over. A request waits, since `exact` prefers late to never, and its place
+  // in the admission bounds how many do. False when the gateway is ending.
+  bool AwaitRouter(size_t index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  grpc::Status NoRouter() const;
   void OnRouterFound(size_t index, std::optional<RouterLease> lease);
   // After an attempt ended early: elsewhere, if that makes sense.
   void Move(size_t index, const grpc::Status& status)
@@ -192,7 +197,7 @@ class GenerateCall final
   // at once. Only the first counts.
   void End(const grpc::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Pump() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void CountAndLog();
+  void CountAndLog() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // Constant after construction.
   const LiveCalls::Guard live_;
@@ -301,15 +306,28 @@ void GenerateCall::Prepare() {
       static_cast<size_t>(choices_[0].plan.prompt_token_ids_size());
   context_.counters.prompt_tokens += num_prompt_tokens_;
   for (size_t i = 0; i < choices_.size(); ++i) {
-    std::optional<RouterLease> lease = context_.routers.Pick({});
-    if (!lease) {
-      End(grpc::Status(
-          grpc::StatusCode::UNAVAILABLE,
-          absl::StrCat("no router is ready: ", context_.routers.Explain())));
+    if (std::optional<RouterLease> lease = context_.routers.Pick({})) {
+      StartAttempt(i, *std::move(lease));
+    } else if (!AwaitRouter(i)) {
+      End(NoRouter());
       return;
     }
-    StartAttempt(i, *std::move(lease));
   }
+}
+
+grpc::Status GenerateCall::NoRouter() const {
+  return grpc::Status(
+      grpc::StatusCode::UNAVAILABLE,
+      absl::StrCat("no router is ready: ", context_.routers.Explain()));
+}
+
+bool GenerateCall::AwaitRouter(size_t index) {
+  const SteadyTime until = std::min(deadline_, Now() + context_.router_wait);
+  return context_.routers.PickWhenReady(
+      until,
+      [self = shared_from_this(), index](std::optional<RouterLease> lease) {
+        self->OnRouterFound(index, std::move(lease));
+      });
 }
 
 void GenerateCall::StartAttempt(size_t index, RouterLease lease) {
@@ -524,13 +542,7 @@ void GenerateCall::Move(size_t index, const grpc::Status& status) {
     return;
   }
   ++choice.moves;
-  const SteadyTime until = std::min(deadline_, Now() + context_.router_wait);
-  const bool waiting = context_.routers.PickWhenReady(
-      until,
-      [self = shared_from_this(), index](std::optional<RouterLease> lease) {
-        self->OnRouterFound(index, std::move(lease));
-      });
-  if (!waiting) End(status);
+  if (!AwaitRouter(index)) End(status);
 }
 
 void GenerateCall::OnRouterFound(size_t index,
@@ -538,9 +550,7 @@ void GenerateCall::OnRouterFound(size_t index,
   absl::MutexLock lock(&mu_);
   if (ending_) return;
   if (!lease) {
-    End(grpc::Status(grpc::StatusCode::UNAVAILABLE,
-                     absl::StrCat("the router was lost and no other is ready: ",
-                                  context_.routers.Explain())));
+    End(NoRouter());
     return;
   }
   StartAttempt(index, *std::move(lease));
@@ -569,6 +579,10 @@ void GenerateCall::Pump() {
   }
   if (ending_) {
     finished_ = true;
+    // Before the client knows: its next call finds the place free and the
+    // counters right.
+    ticket_ = Admission::Ticket();
+    CountAndLog();
     Finish(final_status_);
   }
 }
@@ -599,17 +613,12 @@ void GenerateCall::OnCancel() {
 }
 
 void GenerateCall::OnDone() {
-  CountAndLog();
   std::shared_ptr<GenerateCall> self;
-  {
-    absl::MutexLock lock(&mu_);
-    ticket_ = Admission::Ticket();
-    self = std::move(self_);
-  }
+  absl::MutexLock lock(&mu_);
+  self = std::move(self_);
 }
 
 void GenerateCall::CountAndLog() {
-  absl::MutexLock lock(&mu_);
   GatewayCounters& counters = context_.counters;
   size_t completion_tokens = 0;
   for (const Choice& choice : choices_) {

@@ -58,7 +58,7 @@ void AddFlags(CLI::App& app, Flags& flags) {
       ->envname("TROUPE_MAX_PROMPT_TOKENS")
       ->capture_default_str();
   app.add_option("--router-wait-seconds", flags.router_wait_seconds,
-                 "How long a stream that lost its router waits for another")
+                 "How long a request waits when no router is ready")
       ->envname("TROUPE_ROUTER_WAIT_SECONDS")
       ->check(CLI::Range(0, 3600))
       ->capture_default_str();

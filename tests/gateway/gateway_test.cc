@@ -559,9 +559,32 @@ TEST_F(GatewayTest, AStreamWithoutFinishReasonIsAnError) {
             grpc::StatusCode::INTERNAL);
 }
 
-TEST_F(GatewayTest, HealthFollowsTheRouters) {
+TEST_F(GatewayTest, ARequestWaitsUntilARouterIsReady) {
   FakeRouter& router = AddRouter(Reciting(kStory));
   StartGateway();
+  v1::RouterDescription description = router.description();
+  description.set_state(v1::SERVING_STATE_LOADING);
+  router.SetDescription(description);
+  AwaitHealth(grpc::health::v1::HealthCheckResponse::NOT_SERVING);
+  CallResult result;
+  std::thread waiting([&] { result = Generate(Prompt("x")); });
+  v1::ClusterStats stats;
+  do {
+    grpc::ClientContext context;
+    ASSERT_TRUE(stub_->GetStats(&context, v1::GetStatsRequest(), &stats).ok());
+  } while (stats.gateway().active_requests() == 0);
+  description.set_state(v1::SERVING_STATE_READY);
+  router.SetDescription(description);
+  waiting.join();
+  EXPECT_TRUE(result.status.ok()) << result.status.error_message();
+  EXPECT_EQ(result.choices[0].text, kStory);
+}
+
+TEST_F(GatewayTest, HealthFollowsTheRouters) {
+  FakeRouter& router = AddRouter(Reciting(kStory));
+  GatewayOptions options;
+  options.router_wait = milliseconds(20);
+  StartGateway(options);
   v1::RouterDescription description = router.description();
   description.set_state(v1::SERVING_STATE_LOADING);
   description.set_detail("expert 2 of layer 0 has no replica");
@@ -580,7 +603,9 @@ TEST_F(GatewayTest, ARouterOfAnotherModelGetsNoWork) {
   FakeRouter& right = AddRouter(Reciting(kStory));
   routers_.push_back(
       std::make_unique<FakeRouter>("fingerprint-2", Reciting("wrong")));
-  StartGateway();
+  GatewayOptions options;
+  options.router_wait = milliseconds(20);
+  StartGateway(options);
   for (int i = 0; i < 4; ++i) {
     EXPECT_EQ(Generate(Prompt("x")).choices[0].text, kStory);
   }

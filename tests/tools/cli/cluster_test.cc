@@ -153,7 +153,7 @@ TEST_F(ClusterTest, AKilledExpertComesBackAndTheClusterDrains) {
       "generate", "Once", "--address",    address_, "--seed",
       "3",        "-q",   "--max-tokens", "16"};
   Troupe before(generate);
-  EXPECT_EQ(before.Wait(), 0) << before.errors();
+  EXPECT_EQ(before.Wait(), 0) << before.errors() << cluster->errors();
   // "troupe | expert-1 is ready after 0.1 s (pid 123, ...": of its first life.
   const size_t at = cluster->errors().find("expert-1 is ready after");
   ASSERT_NE(at, std::string::npos) << cluster->errors();
@@ -163,7 +163,7 @@ TEST_F(ClusterTest, AKilledExpertComesBackAndTheClusterDrains) {
   EXPECT_THAT(cluster->AwaitLine("expert-1 died"), HasSubstr("signal 9"));
   cluster->AwaitLine("expert-1 is ready again");
   Troupe after(generate);
-  EXPECT_EQ(after.Wait(), 0) << after.errors();
+  EXPECT_EQ(after.Wait(), 0) << after.errors() << cluster->errors();
   EXPECT_EQ(after.output(), before.output());
   cluster->Signal(SIGTERM);
   EXPECT_EQ(cluster->Wait(), 0) << cluster->errors();
