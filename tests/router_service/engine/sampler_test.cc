@@ -457,6 +457,15 @@ TEST(SamplerTest, TopPOfALargeVocabulary) {
   }
 }
 
+// Most of the probability lies in a thousand tokens that are all unlikely.
+TEST(SamplerTest, TopPReachesIntoALongTail) {
+  std::vector<float> logits(1001, std::log(0.01f));
+  logits[500] = 0.0f;
+  Arguments a = With(std::move(logits));
+  a.options.top_p = 0.5f;
+  ExpectDistribution(a);
+}
+
 TEST(LogprobTest, AgreesWithLongDouble) {
   for (const float spread : {0.1f, 5.0f, 80.0f}) {
     const std::vector<float> logits = RandomLogits(500, 10, spread);
