@@ -108,6 +108,8 @@ def main() -> None:
     final = results["final"]
     with np.load(args.work / "train.npz") as data:
         text_tokens = len(data["ids"])
+    change = 100 * (results["collapse"]["perplexity"]
+                    / results["balanced"]["perplexity"] - 1)
     samples = "\n\n".join(
         "\n".join(f"> {line}" if line else ">" for line in s.split("\n"))
         for s in final["samples"])
@@ -125,6 +127,9 @@ def main() -> None:
         bytes=f"{final['bytes']:,}",
         compared_tokens=f"{results['collapse']['trained_tokens']:,}",
         comparison=comparison_table(results),
+        collapse_top=f"{shares(results['collapse']).max():.0f}",
+        balanced_top=f"{shares(results['balanced']).max():.0f}",
+        perplexity_change=f"{change:+.1f}",
         final_loads=load_table(final),
         balanced_loads=load_table(results["balanced"]),
         collapse_loads=load_table(results["collapse"]),
