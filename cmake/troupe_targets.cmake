@@ -5,7 +5,7 @@ target_include_directories(troupe_flags INTERFACE ${PROJECT_SOURCE_DIR})
 # -ffp-contract=off: the exactness contract fixes where a multiply and an add
 # are fused; the compiler must not decide.
 target_compile_options(troupe_flags INTERFACE
-  -Wall -Wextra -Wshadow=local -Wno-unused-parameter -ffp-contract=off
+  -Wall -Wextra $<$<CXX_COMPILER_ID:GNU>:-Wshadow=local> -Wno-unused-parameter -ffp-contract=off
   -fstack-protector-strong)
 if(CMAKE_CXX_COMPILER_ID MATCHES Clang)
   target_compile_options(troupe_flags INTERFACE -Wthread-safety)

@@ -43,7 +43,7 @@ class GatewayService final : public v1::Gateway::CallbackService {
       const v1::TokenizeRequest* request,
       v1::TokenizeResponse* response) override {
     return Later(server_context, [this, request, response] {
-      return Tokenize(*request, *response);
+      return DoTokenize(*request, *response);
     });
   }
 
@@ -52,7 +52,7 @@ class GatewayService final : public v1::Gateway::CallbackService {
       const v1::DetokenizeRequest* request,
       v1::DetokenizeResponse* response) override {
     return Later(server_context, [this, request, response] {
-      return Detokenize(*request, *response);
+      return DoDetokenize(*request, *response);
     });
   }
 
@@ -94,8 +94,8 @@ class GatewayService final : public v1::Gateway::CallbackService {
     return reactor;
   }
 
-  absl::Status Tokenize(const v1::TokenizeRequest& request,
-                        v1::TokenizeResponse& response) const {
+  absl::Status DoTokenize(const v1::TokenizeRequest& request,
+                          v1::TokenizeResponse& response) const {
     if (request.text().size() > context_.limits.max_prompt_bytes) {
       return absl::InvalidArgumentError(absl::StrCat(
           "text: its length in bytes is ", request.text().size(),
@@ -115,8 +115,8 @@ class GatewayService final : public v1::Gateway::CallbackService {
     return absl::OkStatus();
   }
 
-  absl::Status Detokenize(const v1::DetokenizeRequest& request,
-                          v1::DetokenizeResponse& response) const {
+  absl::Status DoDetokenize(const v1::DetokenizeRequest& request,
+                            v1::DetokenizeResponse& response) const {
     if (request.token_ids_size() > kMaxDetokenizeIds) {
       return absl::InvalidArgumentError(
           absl::StrCat("token_ids: its size is ", request.token_ids_size(),

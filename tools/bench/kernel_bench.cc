@@ -167,8 +167,13 @@ void BenchAttention(const Peak& peak, ThreadPool& pool) {
   constexpr size_t kKvHeads = 4;
   constexpr size_t kHeadDim = 64;
   Workspace workspace;
-  for (const auto& [rows, positions] :
-       {std::pair<size_t, size_t>{1, 4096}, {512, 512}, {512, 4096}}) {
+  struct Shape {
+    size_t rows;
+    size_t positions;
+  };
+  for (const Shape& shape : {Shape{1, 4096}, {512, 512}, {512, 4096}}) {
+    const size_t rows = shape.rows;
+    const size_t positions = shape.positions;
     const size_t num_blocks = positions / kKvBlockSize;
     KvCacheView cache{nullptr, nullptr, kKvHeads, kHeadDim};
     std::vector<float> keys(num_blocks * cache.block_floats(), 0.01f);
