@@ -1,5 +1,7 @@
 #include "common/clock.h"
 
+#include <algorithm>
+
 namespace troupe {
 namespace {
 
@@ -9,6 +11,13 @@ class RealClock final : public Clock {
 };
 
 }  // namespace
+
+SteadyTime AnswerBy(SteadyTime deadline) {
+  if (deadline == kNoDeadline) return deadline;
+  const auto left = deadline - std::chrono::steady_clock::now();
+  return deadline - std::clamp<SteadyTime::duration>(
+                        left / 10, milliseconds(20), milliseconds(500));
+}
 
 const Clock& Clock::Real() {
   static const RealClock clock;

@@ -22,6 +22,12 @@ class Clock {
 
 inline constexpr SteadyTime kNoDeadline = SteadyTime::max();
 
+// When a service answers a call that it cannot finish: a moment before the
+// call's deadline (a tenth of what is left, 20 to 500 ms), so that the client
+// gets our status, which says what was missing, and not its own. A service
+// further out computes it earlier and gets an earlier time.
+SteadyTime AnswerBy(SteadyTime deadline);
+
 }  // namespace troupe
 
 #endif  // TROUPE_COMMON_CLOCK_H_

@@ -133,6 +133,7 @@ class GenerateCall final
         request_(request),
         start_(Now()),
         deadline_(ToSteadyTime(server_context->deadline())),
+        answer_by_(AnswerBy(deadline_)),
         seed_(request.has_seed()               ? request.seed()
               : request.sampling().seed() != 0 ? request.sampling().seed()
                                                : RandomSeed()),
@@ -205,6 +206,7 @@ class GenerateCall final
   const v1::GenerateRequest request_;
   const SteadyTime start_;
   const SteadyTime deadline_;
+  const SteadyTime answer_by_;
   const uint64_t seed_;
   const std::string request_id_;
 
@@ -322,7 +324,8 @@ grpc::Status GenerateCall::NoRouter() const {
 }
 
 bool GenerateCall::AwaitRouter(size_t index) {
-  const SteadyTime until = std::min(deadline_, Now() + context_.router_wait);
+  const SteadyTime until =
+      answer_by_ == kNoDeadline ? Now() + context_.router_wait : answer_by_;
   return context_.routers.PickWhenReady(
       until,
       [self = shared_from_this(), index](std::optional<RouterLease> lease) {
@@ -524,7 +527,7 @@ void GenerateCall::Move(size_t index, const grpc::Status& status) {
   const bool refused =
       status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED;
   if (!refused && (!LostRouter(status) || choice.moves >= kMaxMoves ||
-                   Now() >= deadline_)) {
+                   Now() >= answer_by_)) {
     End(status);
     return;
   }
@@ -606,10 +609,13 @@ void GenerateCall::OnWriteDone(bool ok) {
 void GenerateCall::OnCancel() {
   absl::MutexLock lock(&mu_);
   outbox_.clear();
-  End(Now() >= deadline_ ? grpc::Status(grpc::StatusCode::DEADLINE_EXCEEDED,
-                                        "the deadline of the call has passed")
-                         : grpc::Status(grpc::StatusCode::CANCELLED,
-                                        "cancelled by the client"));
+  // gRPC's timer may be a little ahead of ours.
+  const bool late =
+      deadline_ != kNoDeadline && Now() + milliseconds(20) >= deadline_;
+  End(late ? grpc::Status(grpc::StatusCode::DEADLINE_EXCEEDED,
+                          "the deadline of the call has passed")
+           : grpc::Status(grpc::StatusCode::CANCELLED,
+                          "cancelled by the client"));
 }
 
 void GenerateCall::OnDone() {

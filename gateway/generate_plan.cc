@@ -186,7 +186,7 @@ absl::StatusOr<uint32_t> FitContext(size_t num_prompt_tokens,
   }
   if (num_prompt_tokens >= max_context) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "prompt has ", num_prompt_tokens, " tokens, the model's context is ",
+        "prompt has ", num_prompt_tokens, " tokens, the context is ",
         max_context, " (prompt and at least one new token)"));
   }
   const auto room = static_cast<uint32_t>(max_context - num_prompt_tokens);
@@ -194,7 +194,7 @@ absl::StatusOr<uint32_t> FitContext(size_t num_prompt_tokens,
     return absl::InvalidArgumentError(absl::StrCat(
         "prompt has ", num_prompt_tokens, " tokens and max_tokens is ",
         max_tokens, ", together ", num_prompt_tokens + max_tokens,
-        "; the model's context is ", max_context));
+        "; the context is ", max_context));
   }
   return max_tokens > 0 ? max_tokens : room;
 }

@@ -58,7 +58,7 @@ void AddFlags(CLI::App& app, Flags& flags) {
       ->envname("TROUPE_MAX_PROMPT_TOKENS")
       ->capture_default_str();
   app.add_option("--router-wait-seconds", flags.router_wait_seconds,
-                 "How long a request waits when no router is ready")
+                 "How long a request without a deadline waits for a router")
       ->envname("TROUPE_ROUTER_WAIT_SECONDS")
       ->check(CLI::Range(0, 3600))
       ->capture_default_str();
@@ -67,10 +67,9 @@ void AddFlags(CLI::App& app, Flags& flags) {
       ->envname("TROUPE_DRAIN_SECONDS")
       ->check(CLI::Range(0, 86400))
       ->capture_default_str();
-  app.add_option("--reflection", flags.gateway.reflection,
-                 "Server reflection, for grpcurl and its kind")
-      ->envname("TROUPE_REFLECTION")
-      ->capture_default_str();
+  app.add_flag("--reflection,!--no-reflection", flags.gateway.reflection,
+               "Server reflection, for grpcurl and its kind (default: on)")
+      ->envname("TROUPE_REFLECTION");
   app.add_option("--log-level", flags.log_level, "What goes to stderr")
       ->envname("TROUPE_LOG_LEVEL")
       ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error", "off"}))
@@ -125,8 +124,8 @@ int main(int argc, char** argv) {
       "0 after SIGTERM,\n1 when it cannot start, 2 for a wrong flag.",
       "troupe-gateway");
   app.footer(
-      "Example:\n  troupe-gateway models/demo --routers 10.0.0.5:7071,"
-      "10.0.0.6:7071 --listen 0.0.0.0:7070");
+      "Example:\n  troupe-gateway models/demo --routers 10.0.0.5:7100,"
+      "10.0.0.6:7100 --listen 0.0.0.0:7070");
   troupe::Flags flags;
   troupe::AddFlags(app, flags);
   try {

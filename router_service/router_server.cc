@@ -84,16 +84,6 @@ absl::StatusOr<SamplingOptions> ToSamplingOptions(
   return options;
 }
 
-// A moment before the call's deadline, so that the client gets our status,
-// which says what was missing, and not its own.
-SteadyTime AnswerBy(SteadyTime deadline) {
-  if (deadline == kNoDeadline) return deadline;
-  const auto left = deadline - std::chrono::steady_clock::now();
-  const auto margin = std::clamp<SteadyTime::duration>(
-      left / 10, milliseconds(20), milliseconds(500));
-  return deadline - margin;
-}
-
 void AddToken(const SequenceToken& token, v1::TokenOutput* output) {
   output->set_token_id(static_cast<uint32_t>(token.token_id));
   if (!token.has_logprob) return;

@@ -243,6 +243,7 @@ void ServingLoop::Step(const std::vector<Chunk>& chunks) {
       });
   if (!logits.ok()) {
     // Nothing is committed: those that stay run the same step again.
+    totals_.set_step_seconds(totals_.step_seconds() + Seconds(Now() - start));
     EndOverdue(std::string(logits.status().message()));
     return;
   }

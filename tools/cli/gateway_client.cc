@@ -93,10 +93,12 @@ void GatewayClient::CancelAll() {
 }
 
 std::string Explain(const absl::Status& status, const std::string& address) {
-  const std::string message(status.message());
+  const std::string message = status.message().empty()
+                                  ? absl::StatusCodeToString(status.code())
+                                  : std::string(status.message());
   switch (status.code()) {
     case absl::StatusCode::kUnavailable:
-      if (!absl::StrContains(message, "failed to connect")) {
+      if (!absl::StartsWith(message, "failed to connect")) {
         return absl::StrCat(address, ": ", message);
       }
       return absl::StrCat("cannot reach ", address,

@@ -2,7 +2,6 @@
 #include <unistd.h>
 
 #include <cstdio>
-#include <map>
 #include <memory>
 #include <string>
 
@@ -69,11 +68,15 @@ Command AddMakeModel(CLI::App& parent) {
       ->check(CLI::IsMember(
           {"mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "llama"}))
       ->capture_default_str();
-  app->add_option("--dtype", options->dtype, "Of the weights")
-      ->transform(CLI::CheckedTransformer(
-          std::map<std::string, DataType>{{"float32", DataType::kF32},
-                                          {"bfloat16", DataType::kBF16},
-                                          {"float16", DataType::kF16}}))
+  app->add_option_function<std::string>(
+         "--dtype",
+         [options](const std::string& name) {
+           options->dtype = name == "float32"   ? DataType::kF32
+                            : name == "float16" ? DataType::kF16
+                                                : DataType::kBF16;
+         },
+         "Of the weights")
+      ->check(CLI::IsMember({"float32", "bfloat16", "float16"}))
       ->default_str("bfloat16");
   app->add_option("--seed", options->seed,
                   "The same seed and shape give the same bytes")

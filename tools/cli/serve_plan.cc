@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "cluster/expert_range.h"
 #include "common/status_macros.h"
 
 namespace troupe {
@@ -56,18 +57,6 @@ absl::StatusOr<size_t> NumExpertProcesses(const ServeOptions& options,
 
 }  // namespace
 
-std::vector<std::string> SplitExperts(size_t num_experts,
-                                      size_t num_processes) {
-  std::vector<std::string> ranges;
-  for (size_t i = 0; i < num_processes; ++i) {
-    const size_t begin = num_experts * i / num_processes;
-    const size_t end = num_experts * (i + 1) / num_processes;
-    ranges.push_back(end - begin == 1 ? absl::StrCat(begin)
-                                      : absl::StrCat(begin, "-", end - 1));
-  }
-  return ranges;
-}
-
 absl::StatusOr<std::vector<ProcessSpec>> PlanProcesses(
     const ServeOptions& options, size_t num_experts,
     const NewAddress& new_address) {
@@ -79,8 +68,8 @@ absl::StatusOr<std::vector<ProcessSpec>> PlanProcesses(
   }
   ABSL_ASSIGN_OR_RETURN(const size_t num_processes,
                         NumExpertProcesses(options, num_experts));
-  const std::vector<std::string> ranges =
-      SplitExperts(num_experts, num_processes);
+  std::vector<std::string> ranges;  // none for a dense model
+  if (num_processes > 0) ranges = SplitExperts(num_experts, num_processes);
   std::vector<ProcessSpec> processes;
   std::vector<std::string> expert_addresses;
   for (size_t i = 0; i < ranges.size(); ++i) {

@@ -36,10 +36,6 @@ struct ServeOptions {
   std::string run_dir;     // for sockets
 };
 
-// Experts [first, last] of a process, as its --experts says it: "0-3" or "5".
-// The processes' shares are contiguous and differ by one expert at most.
-std::vector<std::string> SplitExperts(size_t num_experts, size_t num_processes);
-
 // The cluster in the order in which it starts: experts, routers, gateway.
 // `new_address` gives the process of that name an address of its own.
 // InvalidArgument names the flag.

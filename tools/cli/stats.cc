@@ -4,10 +4,12 @@
 #include <cstdio>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_split.h"
 #include "google/protobuf/util/json_util.h"
 #include "tools/cli/command.h"
 #include "tools/cli/gateway_client.h"
@@ -50,13 +52,20 @@ std::string GatewayLines(const v1::GatewayStats& gateway) {
 }
 
 std::string PeerLine(const v1::ExpertPeer& peer) {
-  return absl::StrFormat(
+  // "away: why": the reason goes on a line of its own.
+  const std::pair<std::string, std::string> state =
+      absl::StrSplit(peer.state(), absl::MaxSplits(": ", 1));
+  std::string line = absl::StrFormat(
       "  %-14s %-12s %9s %9s %9.2f ms %9d\n",
       peer.description().name().empty() ? peer.address()
                                         : peer.description().name(),
-      peer.state(), FormatCount(static_cast<double>(peer.free_rows())),
+      state.first, FormatCount(static_cast<double>(peer.free_rows())),
       FormatCount(static_cast<double>(peer.messages())),
       peer.round_trip_ms_mean(), peer.failures());
+  if (!state.second.empty()) {
+    absl::StrAppend(&line, "    ", state.second, "\n");
+  }
+  return line;
 }
 
 std::string RouterLines(const v1::RouterStats& router) {

@@ -123,7 +123,7 @@ def samples(model, work: Path) -> list[str]:
     tokenizer = Tokenizer.from_file(str(work / "tokenizer.json"))
 
     def tell(prompt: str) -> str:
-        ids = [END_ID] + tokenizer.encode(prompt).ids
+        ids = tokenizer.encode(prompt).ids
         return tokenizer.decode(greedy(model, ids, 300),
                                 skip_special_tokens=True)
 

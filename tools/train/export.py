@@ -115,7 +115,7 @@ def check(folder: Path, model: Model) -> float:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text = 'Once upon a time, a fox said, "I am 7 years old!"\nThe end.'
     raw = json.loads((folder / "tokenizer.json").read_text())
-    ids = tokenizer(END + text, return_tensors="pt")["input_ids"]
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
     assert ids[0, 0] == END_ID and len(raw["model"]["vocab"]) == len(tokenizer)
     assert tokenizer.decode(ids[0], skip_special_tokens=True) == text
 

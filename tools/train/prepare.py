@@ -33,7 +33,9 @@ def train_tokenizer(stories: list[str], vocab_size: int) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(
         add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    # Every text begins with END, as every story does in training.
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{END} $A", special_tokens=[(END, END_ID)])
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[END],
@@ -46,7 +48,8 @@ def train_tokenizer(stories: list[str], vocab_size: int) -> Tokenizer:
 
 def encode(tokenizer: Tokenizer, stories: list[str]) -> dict:
     ids, starts, num_bytes, at = [], [], [], 0
-    for story, coded in zip(stories, tokenizer.encode_batch(stories)):
+    for story, coded in zip(stories, tokenizer.encode_batch(
+            stories, add_special_tokens=False)):
         row = np.array([END_ID] + coded.ids, dtype=np.uint16)
         ids.append(row)
         starts.append(at)

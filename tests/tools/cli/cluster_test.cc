@@ -13,6 +13,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "common/check.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
@@ -124,6 +125,14 @@ class ClusterTest : public testing::Test {
     return once.output();
   }
 
+  // "troupe | expert-1 is ready after 0.1 s (pid 123, ...": of its first life.
+  static pid_t FirstPidOf(const std::string& process, Troupe& cluster) {
+    const size_t at = cluster.errors().find(process + " is ready after");
+    CHECK(at != std::string::npos);
+    return std::stoi(
+        cluster.errors().substr(cluster.errors().find("pid ", at) + 4));
+  }
+
   // Folders for sockets that a cluster has left behind.
   size_t NumRunDirs() const {
     size_t count = 0;
@@ -154,12 +163,7 @@ TEST_F(ClusterTest, AKilledExpertComesBackAndTheClusterDrains) {
       "3",        "-q",   "--max-tokens", "16"};
   Troupe before(generate);
   EXPECT_EQ(before.Wait(), 0) << before.errors() << cluster->errors();
-  // "troupe | expert-1 is ready after 0.1 s (pid 123, ...": of its first life.
-  const size_t at = cluster->errors().find("expert-1 is ready after");
-  ASSERT_NE(at, std::string::npos) << cluster->errors();
-  const int pid = std::stoi(
-      cluster->errors().substr(cluster->errors().find("pid ", at) + 4));
-  ASSERT_EQ(kill(pid, SIGKILL), 0);
+  ASSERT_EQ(kill(FirstPidOf("expert-1", *cluster), SIGKILL), 0);
   EXPECT_THAT(cluster->AwaitLine("expert-1 died"), HasSubstr("signal 9"));
   cluster->AwaitLine("expert-1 is ready again");
   Troupe after(generate);
@@ -168,6 +172,22 @@ TEST_F(ClusterTest, AKilledExpertComesBackAndTheClusterDrains) {
   cluster->Signal(SIGTERM);
   EXPECT_EQ(cluster->Wait(), 0) << cluster->errors();
   EXPECT_EQ(NumRunDirs(), 0u);
+}
+
+// The client gets the cluster's word, not the time-out of its own clock.
+TEST_F(ClusterTest, AStoppedExpertIsNamedBeforeTheDeadline) {
+  const auto cluster = Serve({"--experts", "2"});
+  const pid_t pid = FirstPidOf("expert-1", *cluster);
+  ASSERT_EQ(kill(pid, SIGSTOP), 0);
+  Troupe stalled({"generate", "Once", "--address", address_, "-q", "--timeout",
+                  "4", "--max-tokens", "16"});
+  EXPECT_EQ(stalled.Wait(), 1);
+  ASSERT_EQ(kill(pid, SIGCONT), 0);
+  EXPECT_THAT(stalled.errors(),
+              testing::ContainsRegex("expert [4-6] of layer [0-9]"));
+  Troupe after(
+      {"generate", "Once", "--address", address_, "-q", "--max-tokens", "16"});
+  EXPECT_EQ(after.Wait(), 0) << after.errors() << cluster->errors();
 }
 
 TEST_F(ClusterTest, StatsAndBenchOfARunningCluster) {

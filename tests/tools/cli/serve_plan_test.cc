@@ -40,38 +40,6 @@ std::vector<std::string> Names(const std::vector<ProcessSpec>& processes) {
   return names;
 }
 
-TEST(SplitExpertsTest, ContiguousAndEven) {
-  EXPECT_THAT(SplitExperts(8, 1), ElementsAre("0-7"));
-  EXPECT_THAT(SplitExperts(8, 4), ElementsAre("0-1", "2-3", "4-5", "6-7"));
-  EXPECT_THAT(SplitExperts(8, 8),
-              ElementsAre("0", "1", "2", "3", "4", "5", "6", "7"));
-  EXPECT_THAT(SplitExperts(8, 3), ElementsAre("0-1", "2-4", "5-7"));
-  EXPECT_THAT(SplitExperts(0, 0), testing::IsEmpty());
-}
-
-TEST(SplitExpertsTest, EveryExpertOnceForAllSizes) {
-  for (size_t num_experts = 1; num_experts <= 40; ++num_experts) {
-    for (size_t n = 1; n <= num_experts; ++n) {
-      size_t next = 0;
-      size_t least = num_experts;
-      size_t most = 0;
-      for (const std::string& range : SplitExperts(num_experts, n)) {
-        const size_t first = std::stoul(range);
-        const size_t dash = range.find('-');
-        const size_t last = dash == std::string::npos
-                                ? first
-                                : std::stoul(range.substr(dash + 1));
-        EXPECT_EQ(first, next);
-        next = last + 1;
-        least = std::min(least, last - first + 1);
-        most = std::max(most, last - first + 1);
-      }
-      EXPECT_EQ(next, num_experts);
-      EXPECT_LE(most - least, 1u);
-    }
-  }
-}
-
 TEST(PlanProcessesTest, TheDefaultCluster) {
   const auto plan = PlanProcesses(Options(), 8, UnixAddress);
   ASSERT_TRUE(plan.ok()) << plan.status();
