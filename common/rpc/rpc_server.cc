@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
@@ -52,6 +53,13 @@ absl::Status PrepareUnixSocket(const std::string& path) {
   return absl::OkStatus();
 }
 
+bool IsHostAndPort(const std::string& address) {
+  const size_t colon = address.rfind(':');
+  uint32_t port = 0;
+  return colon != std::string::npos && colon > 0 &&
+         absl::SimpleAtoi(address.substr(colon + 1), &port) && port <= 65535;
+}
+
 sigset_t TerminationSignals() {
   sigset_t signals;
   sigemptyset(&signals);
@@ -84,6 +92,11 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
     if (absl::StartsWith(listen, kUnix)) {
       absl::Status status = PrepareUnixSocket(listen.substr(kUnix.size()));
       if (!status.ok()) return status;
+    } else if (!IsHostAndPort(listen)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("listen address ", listen,
+                       ": neither host:port, port at most 65535, nor "
+                       "unix:/path"));
     }
     builder.AddListeningPort(listen, grpc::InsecureServerCredentials(),
                              &ports[i]);

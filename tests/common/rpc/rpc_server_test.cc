@@ -144,6 +144,16 @@ TEST(RpcServerTest, ALeftOverSocketFileIsReplaced) {
   ASSERT_TRUE(server.ok()) << server.status();
 }
 
+TEST(RpcServerTest, AnAddressThatIsNoneIsNamed) {
+  for (const char* address : {"foo", "127.0.0.1:99999", "127.0.0.1:", ":",
+                              "127.0.0.1:-1", "127.0.0.1:http"}) {
+    const auto server = Start({address});
+    EXPECT_EQ(server.status().code(), absl::StatusCode::kInvalidArgument)
+        << address;
+    EXPECT_THAT(std::string(server.status().message()), HasSubstr(address));
+  }
+}
+
 TEST(RpcServerTest, ATooLongPathIsNamed) {
   const auto server =
       Start({absl::StrCat("unix:/tmp/", std::string(200, 'x'))});
