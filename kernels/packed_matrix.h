@@ -14,6 +14,7 @@
 #include <cstdint>
 
 #include "common/dtype.h"
+#include "common/stored_matrix.h"
 #include "common/thread_pool.h"
 
 namespace troupe {
@@ -39,6 +40,12 @@ class PackedMatrix {
   static PackedMatrix PackGateUp(DataType dtype, const void* gate,
                                  const void* up, size_t n, size_t k,
                                  ThreadPool& pool);
+
+  // The same of matrices as a checkpoint stores them, floats or quantised. Gate
+  // and up have one format, shape and group size.
+  static PackedMatrix Pack(const StoredMatrix& matrix, ThreadPool& pool);
+  static PackedMatrix PackGateUp(const StoredMatrix& gate,
+                                 const StoredMatrix& up, ThreadPool& pool);
 
   bool empty() const { return data_ == nullptr; }
   DataType dtype() const { return dtype_; }

@@ -190,5 +190,20 @@ PackedMatrix PackedMatrix::PackGateUp(DataType dtype, const void* gate,
   return PackAll(dtype, sources, 2, n, k, pool);
 }
 
+PackedMatrix PackedMatrix::Pack(const StoredMatrix& matrix, ThreadPool& pool) {
+  CHECK(!IsQuantized(matrix.format));
+  return Pack(static_cast<DataType>(matrix.format), matrix.numbers, matrix.n,
+              matrix.k, pool);
+}
+
+PackedMatrix PackedMatrix::PackGateUp(const StoredMatrix& gate,
+                                      const StoredMatrix& up,
+                                      ThreadPool& pool) {
+  CHECK(!IsQuantized(gate.format));
+  CHECK(gate.format == up.format && gate.n == up.n && gate.k == up.k);
+  return PackGateUp(static_cast<DataType>(gate.format), gate.numbers,
+                    up.numbers, gate.n, gate.k, pool);
+}
+
 }  // namespace troupe
 #endif  // HWY_ONCE
