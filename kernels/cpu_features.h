@@ -12,7 +12,8 @@ namespace troupe {
 // main, before anything else of kernels/.
 std::string MissingCpuFeatures();
 
-// The instruction set that the kernels chose: "AVX2", "AVX3_DL", "NEON".
+// The instruction set that the kernels chose: "AVX2", "AVX3", "AVX3_DL" (with
+// dot products of bytes), "NEON".
 std::string ChosenInstructionSet();
 
 }  // namespace troupe

@@ -7,6 +7,14 @@
 // contract). Outputs past n are zero. A panel's line for one k holds float16
 // and float32 in the order of the outputs; of bfloat16, 32-bit word j has
 // output j in its lower and output j + 16 in its upper half.
+//
+// A panel of quantised weights holds, group after group,
+// - int8: for each four k, 32-bit word j = output j, byte i = k + i. That is
+//   the order that the dot-product instructions read;
+//   int4: for each eight k, word j = output j, byte i = k + i in its lower and
+//   k + 4 + i in its upper half;
+// - the scales of the outputs, float16;
+// - of int4 with zero points these, a byte each.
 #ifndef TROUPE_KERNELS_PACKED_MATRIX_H_
 #define TROUPE_KERNELS_PACKED_MATRIX_H_
 
@@ -41,34 +49,42 @@ class PackedMatrix {
                                  const void* up, size_t n, size_t k,
                                  ThreadPool& pool);
 
-  // The same of matrices as a checkpoint stores them, floats or quantised. Gate
-  // and up have one format, shape and group size.
+  // The same of matrices as a checkpoint stores them, floats or quantised: k is
+  // a multiple of the group size, which is 32 or 64. Gate and up have one
+  // format, shape and group size.
   static PackedMatrix Pack(const StoredMatrix& matrix, ThreadPool& pool);
   static PackedMatrix PackGateUp(const StoredMatrix& gate,
                                  const StoredMatrix& up, ThreadPool& pool);
 
   bool empty() const { return data_ == nullptr; }
-  DataType dtype() const { return dtype_; }
+  WeightFormat format() const { return format_; }
+  // 0 where the format is not quantised.
+  size_t group_size() const { return group_size_; }
   size_t n() const { return n_; }
   size_t k() const { return k_; }
   bool is_gate_up() const { return is_gate_up_; }
   size_t num_panels() const {
     return (n_ + kPanelCols - 1) / kPanelCols * (is_gate_up_ ? 2 : 1);
   }
-  size_t panel_bytes() const { return k_ * kPanelCols * SizeOf(dtype_); }
+  // Inputs and bytes of a step along k, as a panel holds them: a group, or one
+  // input of a format that is not quantised.
+  size_t k_per_step() const { return group_size_ == 0 ? 1 : group_size_; }
+  size_t step_bytes() const { return step_bytes_; }
+  size_t panel_bytes() const { return k_ / k_per_step() * step_bytes_; }
   size_t num_bytes() const { return num_panels() * panel_bytes(); }
   const uint8_t* panel(size_t i) const { return data_ + i * panel_bytes(); }
 
  private:
-  // The panels of `num_sources` matrices [n, k], alternating.
-  static PackedMatrix PackAll(DataType dtype, const void* const* sources,
-                              size_t num_sources, size_t n, size_t k,
+  // The panels of `num_sources` matrices of one format and shape, alternating.
+  static PackedMatrix PackAll(const StoredMatrix* sources, size_t num_sources,
                               ThreadPool& pool);
 
-  DataType dtype_ = DataType::kF32;
+  WeightFormat format_ = WeightFormat::kF32;
   bool is_gate_up_ = false;
+  size_t group_size_ = 0;
   size_t n_ = 0;
   size_t k_ = 0;
+  size_t step_bytes_ = 0;
   uint8_t* data_ = nullptr;
 };
 

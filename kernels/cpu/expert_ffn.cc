@@ -11,11 +11,14 @@
 
 #include "common/check.h"
 #include "hwy/highway.h"
-#include "kernels/cpu/gemm_tiles-inl.h"
+#include "kernels/cpu/gemm_kernels.h"
+#include "kernels/cpu/math-inl.h"
 #include "kernels/cpu/work_list.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace troupe::HWY_NAMESPACE {
+
+inline constexpr size_t kPanelCols = PackedMatrix::kPanelCols;
 
 // The copies of one expert and its tasks in the work list: first all experts'
 // packing of input rows, then all experts' gate and up, then all down. The
@@ -23,6 +26,10 @@ namespace troupe::HWY_NAMESPACE {
 // between the phases.
 struct Group {
   const GatedMlpWeights* weights;
+  const GemmKernels* input_kernels;
+  const GemmKernels* hidden_kernels;
+  uint32_t* packed_input;   // [num_copies, hidden_size], packed
+  uint32_t* packed_hidden;  // [num_copies, intermediate_size], packed
   size_t first_copy;
   size_t num_copies;
   size_t first_pack_task;
@@ -49,11 +56,16 @@ class GroupedMlp {
             std::span<const GatedMlpWeights* const> experts) {
     groups_ = workspace_.Array<Group>(kPlanSlot, experts.size());
     size_t max_copies = 0;
+    size_t pair_multiple = 1;
     for (size_t e = 0; e < experts.size(); ++e) {
       const size_t num_copies = expert_offsets[e + 1] - expert_offsets[e];
       if (num_copies == 0) continue;
       Group* group = new (groups_ + num_groups_++) Group();
       group->weights = experts[e];
+      group->input_kernels = &KernelsFor(experts[e]->gate_up);
+      group->hidden_kernels = &KernelsFor(experts[e]->down);
+      pair_multiple = std::max(pair_multiple,
+                               group->hidden_kernels->k_per_step / kPanelCols);
       group->first_copy = expert_offsets[e];
       group->num_copies = num_copies;
       max_copies = std::max(max_copies, num_copies);
@@ -63,8 +75,10 @@ class GroupedMlp {
     intermediate_size_ = experts[0]->down.k();
     num_pairs_ = experts[0]->gate_up.num_panels() / 2;
     num_down_panels_ = experts[0]->down.num_panels();
-    pairs_per_task_ =
-        DivideUp(PanelsPerTask(num_groups_ * num_pairs_ * 2, num_threads_), 2);
+    // A task computes whole groups of what down reads.
+    pairs_per_task_ = std::max(
+        pair_multiple,
+        DivideUp(PanelsPerTask(num_groups_ * num_pairs_ * 2, num_threads_), 2));
     down_panels_per_task_ =
         PanelsPerTask(num_groups_ * num_down_panels_, num_threads_);
 
@@ -88,11 +102,21 @@ class GroupedMlp {
     }
     num_tasks_ = task;
 
-    const size_t num_copies = expert_offsets.back();
-    packed_input_ =
-        workspace_.Floats(kPackedInputSlot, num_copies * hidden_size_);
-    packed_hidden_ =
-        workspace_.Floats(kPackedHiddenSlot, num_copies * intermediate_size_);
+    size_t input_words = 0;
+    size_t hidden_words = 0;
+    for (const Group& group : groups()) {
+      input_words += InputLayout(group).num_words();
+      hidden_words += HiddenLayout(group).num_words();
+    }
+    uint32_t* input = workspace_.Array<uint32_t>(kPackedInputSlot, input_words);
+    uint32_t* hidden =
+        workspace_.Array<uint32_t>(kPackedHiddenSlot, hidden_words);
+    for (Group& group : groups()) {
+      group.packed_input = input;
+      group.packed_hidden = hidden;
+      input += InputLayout(group).num_words();
+      hidden += HiddenLayout(group).num_words();
+    }
     scratch_floats_ = max_copies * pairs_per_task_ * 2 * kPanelCols;
     scratch_ = workspace_.Floats(kScratchSlot, num_threads_ * scratch_floats_);
   }
@@ -130,10 +154,10 @@ class GroupedMlp {
   }
 
   PackedRowsLayout InputLayout(const Group& group) const {
-    return {group.num_copies, hidden_size_, kMaxTileRows};
+    return group.input_kernels->Layout(group.num_copies, hidden_size_);
   }
   PackedRowsLayout HiddenLayout(const Group& group) const {
-    return {group.num_copies, intermediate_size_, kMaxTileRows};
+    return group.hidden_kernels->Layout(group.num_copies, intermediate_size_);
   }
   size_t BlocksPerPack(const Group& group) const {
     return BlocksPerPackTask(hidden_size_, InputLayout(group).rows().size(0));
@@ -149,8 +173,7 @@ class GroupedMlp {
       return hidden_states_.row(row_of_copy_ ? row_of_copy_[copy] : copy);
     };
     for (size_t b = begin; b < end; ++b) {
-      PackRowBlock(row, layout, b,
-                   packed_input_ + group.first_copy * hidden_size_);
+      PackRowBlock(*group.input_kernels, row, layout, b, group.packed_input);
     }
   }
 
@@ -161,31 +184,54 @@ class GroupedMlp {
     const size_t num_pairs = std::min(pairs_per_task_, num_pairs_ - first_pair);
     const size_t stride = num_pairs * 2 * kPanelCols;
     const PackedRowsLayout input = InputLayout(group);
-    const RowBlocks& blocks = input.rows();
-    MultiplyPanels(packed_input_ + group.first_copy * hidden_size_, input, 0,
-                   blocks.num_blocks(), group.weights->gate_up, 2 * first_pair,
-                   2 * num_pairs, scratch, stride);
+    MultiplyPanels(*group.input_kernels, group.packed_input, input, 0,
+                   input.rows().num_blocks(), group.weights->gate_up,
+                   2 * first_pair, 2 * num_pairs, scratch, stride, nullptr);
+    for (size_t r = 0; r < group.num_copies; ++r) {
+      Activate(scratch + r * stride, num_pairs);
+    }
+    const size_t first_col = first_pair * kPanelCols;
+    PackHidden(group, first_col,
+               std::min(num_pairs * kPanelCols, intermediate_size_ - first_col),
+               scratch, stride);
+  }
 
-    const PackedRowsLayout hidden = HiddenLayout(group);
-    float* packed = packed_hidden_ + group.first_copy * intermediate_size_;
-    for (size_t b = 0; b < blocks.num_blocks(); ++b) {
-      for (size_t p = 0; p < num_pairs; ++p) {
-        const float* rows[kMaxTileRows];
-        for (size_t r = 0; r < blocks.size(b); ++r) {
-          float* gate =
-              scratch + (blocks.begin(b) + r) * stride + p * 2 * kPanelCols;
-          const float* up = gate + kPanelCols;
-          for (size_t i = 0; i < kPanelCols; i += kLanes) {
-            const FloatVector product = hn::Mul(
-                Silu(hn::LoadU(kFloats, gate + i)), hn::LoadU(kFloats, up + i));
-            hn::StoreU(product, kFloats, gate + i);
-          }
-          rows[r] = gate;
+  // row [num_pairs][gate, up][32] -> silu(gate) * up [num_pairs][32], in place.
+  static void Activate(float* row, size_t num_pairs) {
+    for (size_t p = 0; p < num_pairs; ++p) {
+      const float* gate = row + p * 2 * kPanelCols;
+      const float* up = gate + kPanelCols;
+      for (size_t i = 0; i < kPanelCols; i += kLanes) {
+        const FloatVector product = hn::Mul(Silu(hn::LoadU(kFloats, gate + i)),
+                                            hn::LoadU(kFloats, up + i));
+        hn::StoreU(product, kFloats, row + p * kPanelCols + i);
+      }
+    }
+  }
+
+  // Packs columns [first_col, first_col + num_cols) of the group's activations,
+  // `values` with `stride` from row to row, for Down.
+  void PackHidden(const Group& group, size_t first_col, size_t num_cols,
+                  const float* values, size_t stride) {
+    const GemmKernels& kernels = *group.hidden_kernels;
+    const PackedRowsLayout layout = HiddenLayout(group);
+    const size_t first_step = first_col / kernels.k_per_step;
+    const size_t last_step = (first_col + num_cols) / kernels.k_per_step;
+    for (size_t b = 0; b < layout.rows().num_blocks(); ++b) {
+      // A k block at a time.
+      for (size_t step = first_step; step < last_step;) {
+        const size_t block_end =
+            (step / layout.steps_per_block() + 1) * layout.steps_per_block();
+        const size_t end = std::min(last_step, block_end);
+        const float* rows[kMaxBlockRows];
+        for (size_t r = 0; r < layout.rows().size(b); ++r) {
+          rows[r] = values + (layout.rows().begin(b) + r) * stride +
+                    (step - first_step) * kernels.k_per_step;
         }
-        const size_t col = (first_pair + p) * kPanelCols;
-        TransposeRows(rows, blocks.size(b),
-                      std::min(kPanelCols, intermediate_size_ - col),
-                      packed + hidden.Offset(b, col));
+        kernels.pack_rows(rows, layout.rows().size(b),
+                          (end - step) * kernels.k_per_step,
+                          group.packed_hidden + layout.Offset(b, step));
+        step = end;
       }
     }
   }
@@ -194,12 +240,12 @@ class GroupedMlp {
     const PackedRowsLayout hidden = HiddenLayout(group);
     const size_t first_panel = index * down_panels_per_task_;
     MultiplyInto(
-        packed_hidden_ + group.first_copy * intermediate_size_, hidden, 0,
+        *group.hidden_kernels, group.packed_hidden, hidden, 0,
         hidden.rows().num_blocks(), group.weights->down, first_panel,
         std::min(down_panels_per_task_, num_down_panels_ - first_panel),
         nullptr,
         output_.Rows(group.first_copy, group.first_copy + group.num_copies),
-        scratch);
+        scratch, nullptr);
   }
 
   const ConstFloatMatrix hidden_states_;
@@ -219,8 +265,6 @@ class GroupedMlp {
   size_t first_gate_up_task_ = 0;
   size_t first_down_task_ = 0;
   size_t num_tasks_ = 0;
-  float* packed_input_ = nullptr;
-  float* packed_hidden_ = nullptr;
   float* scratch_ = nullptr;  // [num_threads][scratch_floats_]
   size_t scratch_floats_ = 0;
 };

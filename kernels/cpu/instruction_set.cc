@@ -22,13 +22,24 @@ namespace troupe {
 
 HWY_EXPORT(InstructionSet);
 
+namespace {
+
+// The dot products of bytes are a set of their own (quantized_targets.h), on
+// top of AVX3, which the other kernels then use.
+constexpr int64_t kDotSet = HWY_AVX3_DL;
+const char kDotSetName[] = "AVX3_DL";
+
+}  // namespace
+
 std::string ChosenInstructionSet() {
+  if (hwy::SupportedTargets() & kDotSet) return kDotSetName;
   return HWY_DYNAMIC_DISPATCH(InstructionSet)();
 }
 
 std::vector<std::string> AvailableInstructionSets() {
   hwy::SetSupportedTargetsForTest(0);
   std::vector<std::string> names;
+  if (hwy::SupportedTargets() & kDotSet) names.push_back(kDotSetName);
   for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
     names.push_back(hwy::TargetName(target));
   }
@@ -38,7 +49,9 @@ std::vector<std::string> AvailableInstructionSets() {
 
 void UseInstructionSetForTest(const std::string& name) {
   hwy::SetSupportedTargetsForTest(0);
-  if (!name.empty()) {
+  if (name == kDotSetName) {
+    hwy::SetSupportedTargetsForTest(kDotSet | HWY_AVX3);
+  } else if (!name.empty()) {
     for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
       if (name == hwy::TargetName(target)) {
         hwy::SetSupportedTargetsForTest(target);

@@ -7,6 +7,7 @@
 // foreach_target.h stays before the rest.
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -50,10 +51,23 @@ HWY_INLINE hn::Vec<hn::FixedTag<uint8_t, 16>> LoadBytes(const uint8_t* from) {
   return hn::LoadU(hn::FixedTag<uint8_t, 16>(), from);
 }
 
-// Panel of 16-bit numbers. rows[i] is the output at position i of the panel.
-inline void PackPanel16(const uint8_t* const* rows, size_t num_k,
+// Where word `w` of an output's inputs goes in a panel: words of a group follow
+// one another, groups stand `group_bytes` apart. A word is 32 bits of what the
+// checkpoint holds: one float, four int8 or eight int4.
+struct WordPlaces {
+  size_t words_per_group;
+  size_t group_bytes;
+
+  size_t Offset(size_t w) const {
+    return w / words_per_group * group_bytes +
+           w % words_per_group * (4 * kPanelCols);
+  }
+};
+
+// Panel of 16-bit numbers, `stride` bytes from one k to the next. rows[i] is
+// the output at position i of the panel.
+inline void PackPanel16(const uint8_t* const* rows, size_t num_k, size_t stride,
                         uint8_t* panel) {
-  constexpr size_t kBytesPerK = 2 * kPanelCols;
   const hn::FixedTag<uint16_t, 8> halves;
   const Words words;
   const size_t k8 = num_k / 8 * 8;
@@ -71,60 +85,125 @@ inline void PackPanel16(const uint8_t* const* rows, size_t num_k,
           low[j] = hn::BitCast(words, hn::InterleaveLower(halves, a, b));
           high[j] = hn::BitCast(words, hn::InterleaveUpper(halves, a, b));
         }
-        uint8_t* to = panel + k * kBytesPerK + 2 * i;
-        StoreTransposed(low, to, kBytesPerK);
-        StoreTransposed(high, to + 4 * kBytesPerK, kBytesPerK);
+        uint8_t* to = panel + k * stride + 2 * i;
+        StoreTransposed(low, to, stride);
+        StoreTransposed(high, to + 4 * stride, stride);
       }
     }
   }
   for (size_t k = k8; k < num_k; ++k) {
     for (size_t i = 0; i < kPanelCols; ++i) {
-      std::memcpy(panel + k * kBytesPerK + 2 * i, rows[i] + 2 * k, 2);
+      std::memcpy(panel + k * stride + 2 * i, rows[i] + 2 * k, 2);
     }
   }
 }
 
-inline void PackPanel32(const uint8_t* const* rows, size_t num_k,
-                        uint8_t* panel) {
-  constexpr size_t kBytesPerK = 4 * kPanelCols;
+// From eight int4 in the order of k to bytes of k + i and k + 4 + i: the upper
+// half's nibbles come between those of the lower half.
+HWY_INLINE WordVector SpreadNibbles(WordVector v) {
+  const Words d;
+  const auto moved = [&](WordVector from, uint32_t keep, uint32_t left,
+                         auto shift) HWY_ATTR {
+    constexpr int kShift = decltype(shift)::value;
+    return hn::Or(
+        hn::And(from, hn::Set(d, keep)),
+        hn::Or(hn::ShiftLeft<kShift>(hn::And(from, hn::Set(d, left))),
+               hn::And(hn::ShiftRight<kShift>(from), hn::Set(d, left))));
+  };
+  v = moved(v, 0xff0000ffu, 0x0000ff00u, std::integral_constant<int, 8>());
+  return moved(v, 0xf00ff00fu, 0x00f000f0u, std::integral_constant<int, 4>());
+}
+
+inline uint32_t SpreadNibbles(uint32_t v) {
+  v = (v & 0xff0000ffu) | (v & 0x0000ff00u) << 8 | (v >> 8 & 0x0000ff00u);
+  return (v & 0xf00ff00fu) | (v & 0x00f000f0u) << 4 | (v >> 4 & 0x00f000f0u);
+}
+
+// Panel of words, num_words of each output.
+template <bool kIsInt4>
+void PackPanel32(const uint8_t* const* rows, size_t num_words,
+                 const WordPlaces& places, uint8_t* panel) {
+  constexpr size_t kStride = 4 * kPanelCols;
   const Words words;
-  const size_t k4 = num_k / 4 * 4;
-  for (size_t begin = 0; begin < k4; begin += kStepK) {
-    const size_t end = std::min(begin + kStepK, k4);
+  // Groups are whole multiples of four words.
+  const size_t words4 = num_words / 4 * 4;
+  for (size_t begin = 0; begin < words4; begin += kStepK) {
+    const size_t end = std::min(begin + kStepK, words4);
     for (size_t i = 0; i < kPanelCols; i += 4) {
-      for (size_t k = begin; k < end; k += 4) {
+      for (size_t w = begin; w < end; w += 4) {
         WordVector a[4];
         for (size_t j = 0; j < 4; ++j) {
-          a[j] = hn::BitCast(words, LoadBytes(rows[i + j] + 4 * k));
+          a[j] = hn::BitCast(words, LoadBytes(rows[i + j] + 4 * w));
+          if (kIsInt4) a[j] = SpreadNibbles(a[j]);
         }
-        StoreTransposed(a, panel + k * kBytesPerK + 4 * i, kBytesPerK);
+        StoreTransposed(a, panel + places.Offset(w) + 4 * i, kStride);
       }
     }
   }
-  for (size_t k = k4; k < num_k; ++k) {
+  for (size_t w = words4; w < num_words; ++w) {
     for (size_t i = 0; i < kPanelCols; ++i) {
-      std::memcpy(panel + k * kBytesPerK + 4 * i, rows[i] + 4 * k, 4);
+      uint32_t word;
+      std::memcpy(&word, rows[i] + 4 * w, 4);
+      if (kIsInt4) word = SpreadNibbles(word);
+      std::memcpy(panel + places.Offset(w) + 4 * i, &word, 4);
     }
   }
 }
 
-// Outputs [first_output, n) of `weights` up to a full panel; those past n are
-// read from `zeros`, a row of k.
-void PackPanel(DataType dtype, const uint8_t* weights, const uint8_t* zeros,
-               size_t n, size_t k, size_t first_output, uint8_t* panel) {
+// Bytes of an output's numbers.
+inline size_t RowBytes(const StoredMatrix& m) {
+  if (IsInt4(m.format)) return m.k / 2;
+  if (m.format == WeightFormat::kInt8) return m.k;
+  return m.k * SizeOf(static_cast<DataType>(m.format));
+}
+
+// Outputs [first_output, n) of `matrix` up to a full panel; those past n are
+// read from `nothing`, zeros as long as a row.
+void PackPanel(const StoredMatrix& matrix, const uint8_t* nothing,
+               size_t step_bytes, size_t first_output, uint8_t* panel) {
+  const bool is_bf16 = matrix.format == WeightFormat::kBF16;
+  // The output at position i of a line. A word of bf16 holds outputs j and
+  // j + 16: its halves are two vectors of floats by a shift and a mask.
+  const auto output_at = [&](size_t i) {
+    return first_output + (is_bf16 ? i / 2 + i % 2 * (kPanelCols / 2) : i);
+  };
+  const auto rows_of = [&](const void* data, size_t row_bytes,
+                           const uint8_t** rows) {
+    for (size_t i = 0; i < kPanelCols; ++i) {
+      rows[i] = output_at(i) < matrix.n ? static_cast<const uint8_t*>(data) +
+                                              output_at(i) * row_bytes
+                                        : nothing;
+    }
+  };
   const uint8_t* rows[kPanelCols];
-  for (size_t i = 0; i < kPanelCols; ++i) {
-    // A word of bf16 holds outputs j and j + 16: its halves are two vectors of
-    // floats by a shift and a mask.
-    const size_t col =
-        dtype == DataType::kBF16 ? i / 2 + i % 2 * (kPanelCols / 2) : i;
-    const size_t output = first_output + col;
-    rows[i] = output < n ? weights + output * k * SizeOf(dtype) : zeros;
+  rows_of(matrix.numbers, RowBytes(matrix), rows);
+  if (matrix.format == WeightFormat::kF32) {
+    PackPanel32<false>(rows, matrix.k, {1, step_bytes}, panel);
+    return;
   }
-  if (dtype == DataType::kF32) {
-    PackPanel32(rows, k, panel);
+  if (!IsQuantized(matrix.format)) {
+    PackPanel16(rows, matrix.k, step_bytes, panel);
+    return;
+  }
+  const size_t num_words = RowBytes(matrix) / 4;
+  const size_t words_per_group = num_words / matrix.num_groups();
+  const WordPlaces places = {words_per_group, step_bytes};
+  if (IsInt4(matrix.format)) {
+    PackPanel32<true>(rows, num_words, places, panel);
   } else {
-    PackPanel16(rows, k, panel);
+    PackPanel32<false>(rows, num_words, places, panel);
+  }
+  const size_t scales_at = words_per_group * 4 * kPanelCols;
+  rows_of(matrix.scales, 2 * matrix.num_groups(), rows);
+  PackPanel16(rows, matrix.num_groups(), step_bytes, panel + scales_at);
+  if (matrix.format == WeightFormat::kInt4Zero) {
+    const size_t zeros_at = scales_at + 2 * kPanelCols;
+    rows_of(matrix.zeros, matrix.num_groups(), rows);
+    for (size_t g = 0; g < matrix.num_groups(); ++g) {
+      for (size_t i = 0; i < kPanelCols; ++i) {
+        panel[g * step_bytes + zeros_at + i] = rows[i][g];
+      }
+    }
   }
 }
 
@@ -136,20 +215,19 @@ namespace troupe {
 
 HWY_EXPORT(PackPanel);
 
-PackedMatrix::PackedMatrix(PackedMatrix&& other) noexcept
-    : dtype_(other.dtype_),
-      is_gate_up_(other.is_gate_up_),
-      n_(std::exchange(other.n_, 0)),
-      k_(std::exchange(other.k_, 0)),
-      data_(std::exchange(other.data_, nullptr)) {}
+PackedMatrix::PackedMatrix(PackedMatrix&& other) noexcept {
+  *this = std::move(other);
+}
 
 PackedMatrix& PackedMatrix::operator=(PackedMatrix&& other) noexcept {
   if (this != &other) {
     FreeAligned(data_);
-    dtype_ = other.dtype_;
+    format_ = other.format_;
     is_gate_up_ = other.is_gate_up_;
+    group_size_ = other.group_size_;
     n_ = std::exchange(other.n_, 0);
     k_ = std::exchange(other.k_, 0);
+    step_bytes_ = other.step_bytes_;
     data_ = std::exchange(other.data_, nullptr);
   }
   return *this;
@@ -157,52 +235,84 @@ PackedMatrix& PackedMatrix::operator=(PackedMatrix&& other) noexcept {
 
 PackedMatrix::~PackedMatrix() { FreeAligned(data_); }
 
-PackedMatrix PackedMatrix::PackAll(DataType dtype, const void* const* sources,
-                                   size_t num_sources, size_t n, size_t k,
-                                   ThreadPool& pool) {
-  CHECK(n > 0);
-  CHECK(k > 0);
+namespace {
+
+// PackedMatrix::step_bytes.
+size_t StepBytes(WeightFormat format, size_t group_size) {
+  constexpr size_t kCols = PackedMatrix::kPanelCols;
+  switch (format) {
+    case WeightFormat::kF32:
+      return 4 * kCols;
+    case WeightFormat::kBF16:
+    case WeightFormat::kF16:
+      return 2 * kCols;
+    case WeightFormat::kInt8:
+      return (group_size + 2) * kCols;
+    case WeightFormat::kInt4:
+      return (group_size / 2 + 2) * kCols;
+    case WeightFormat::kInt4Zero:
+      return (group_size / 2 + 3) * kCols;
+  }
+  return 0;
+}
+
+}  // namespace
+
+PackedMatrix PackedMatrix::PackAll(const StoredMatrix* sources,
+                                   size_t num_sources, ThreadPool& pool) {
+  const StoredMatrix& first = sources[0];
+  CHECK(first.n > 0);
+  CHECK(first.k > 0);
+  if (IsQuantized(first.format)) {
+    CHECK(first.group_size == 32 || first.group_size == 64);
+    CHECK_EQ(first.k % first.group_size, 0u);
+  }
   PackedMatrix packed;
-  packed.dtype_ = dtype;
+  packed.format_ = first.format;
   packed.is_gate_up_ = num_sources == 2;
-  packed.n_ = n;
-  packed.k_ = k;
+  packed.group_size_ = IsQuantized(first.format) ? first.group_size : 0;
+  packed.n_ = first.n;
+  packed.k_ = first.k;
+  packed.step_bytes_ = StepBytes(packed.format_, packed.group_size_);
   packed.data_ = static_cast<uint8_t*>(AllocateAligned(packed.num_bytes()));
-  const std::vector<uint8_t> zeros(n % kPanelCols == 0 ? 0 : k * SizeOf(dtype));
+  const std::vector<uint8_t> nothing(
+      first.n % kPanelCols == 0 ? 0 : first.k * sizeof(float));
   pool.ParallelFor(packed.num_panels(), [&](size_t panel, size_t worker) {
     HWY_DYNAMIC_DISPATCH(PackPanel)
-    (dtype, static_cast<const uint8_t*>(sources[panel % num_sources]),
-     zeros.data(), n, k, panel / num_sources * kPanelCols,
+    (sources[panel % num_sources], nothing.data(), packed.step_bytes(),
+     panel / num_sources * kPanelCols,
      packed.data_ + panel * packed.panel_bytes());
   });
   return packed;
 }
 
-PackedMatrix PackedMatrix::Pack(DataType dtype, const void* weights, size_t n,
-                                size_t k, ThreadPool& pool) {
-  return PackAll(dtype, &weights, 1, n, k, pool);
-}
-
-PackedMatrix PackedMatrix::PackGateUp(DataType dtype, const void* gate,
-                                      const void* up, size_t n, size_t k,
-                                      ThreadPool& pool) {
-  const void* const sources[] = {gate, up};
-  return PackAll(dtype, sources, 2, n, k, pool);
-}
-
 PackedMatrix PackedMatrix::Pack(const StoredMatrix& matrix, ThreadPool& pool) {
-  CHECK(!IsQuantized(matrix.format));
-  return Pack(static_cast<DataType>(matrix.format), matrix.numbers, matrix.n,
-              matrix.k, pool);
+  return PackAll(&matrix, 1, pool);
 }
 
 PackedMatrix PackedMatrix::PackGateUp(const StoredMatrix& gate,
                                       const StoredMatrix& up,
                                       ThreadPool& pool) {
-  CHECK(!IsQuantized(gate.format));
-  CHECK(gate.format == up.format && gate.n == up.n && gate.k == up.k);
-  return PackGateUp(static_cast<DataType>(gate.format), gate.numbers,
-                    up.numbers, gate.n, gate.k, pool);
+  CHECK(gate.format == up.format);
+  CHECK_EQ(gate.n, up.n);
+  CHECK_EQ(gate.k, up.k);
+  CHECK(!IsQuantized(gate.format) || gate.group_size == up.group_size);
+  const StoredMatrix sources[] = {gate, up};
+  return PackAll(sources, 2, pool);
+}
+
+PackedMatrix PackedMatrix::Pack(DataType dtype, const void* weights, size_t n,
+                                size_t k, ThreadPool& pool) {
+  return Pack({.format = FormatOf(dtype), .n = n, .k = k, .numbers = weights},
+              pool);
+}
+
+PackedMatrix PackedMatrix::PackGateUp(DataType dtype, const void* gate,
+                                      const void* up, size_t n, size_t k,
+                                      ThreadPool& pool) {
+  const WeightFormat format = FormatOf(dtype);
+  return PackGateUp({.format = format, .n = n, .k = k, .numbers = gate},
+                    {.format = format, .n = n, .k = k, .numbers = up}, pool);
 }
 
 }  // namespace troupe

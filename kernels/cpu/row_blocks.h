@@ -30,40 +30,41 @@ class RowBlocks {
   size_t num_larger_;
 };
 
-// The layout of packed rows [num_rows, num_cols]: blocks of columns, in them
-// blocks of rows, in them column by column the block's rows side by side.
+// The layout of packed rows. A row is a sequence of steps of the same number
+// of 32-bit words: a step is one float, or a group of quantised numbers. Blocks
+// of steps (k blocks), in them blocks of rows, in them step by step the words
+// of the block's rows.
 class PackedRowsLayout {
  public:
-  // Columns of a block: what a tile reads of one row block stays in the first
-  // two levels of cache. A multiple of PackedMatrix::kPanelCols.
-  static constexpr size_t kColumnBlock = 512;
-
-  PackedRowsLayout(size_t num_rows, size_t num_cols, size_t max_rows)
+  PackedRowsLayout(size_t num_rows, size_t max_rows, size_t num_steps,
+                   size_t words_per_step, size_t steps_per_block)
       : rows_(num_rows, max_rows),
-        num_cols_(num_cols),
-        // One row block has nothing to share a block of columns with.
-        column_block_(rows_.num_blocks() > 1 ? kColumnBlock : num_cols) {}
+        num_steps_(num_steps),
+        words_per_step_(words_per_step),
+        steps_per_block_(steps_per_block) {}
 
   const RowBlocks& rows() const { return rows_; }
-  size_t num_cols() const { return num_cols_; }
-  size_t num_floats() const { return rows_.num_rows() * num_cols_; }
-  size_t column_block() const { return column_block_; }
-  // Columns of the block that starts at first_col.
-  size_t column_block_size(size_t first_col) const {
-    return std::min(column_block_, num_cols_ - first_col);
+  size_t num_steps() const { return num_steps_; }
+  size_t words_per_row() const { return num_steps_ * words_per_step_; }
+  size_t num_words() const { return rows_.num_rows() * words_per_row(); }
+  size_t steps_per_block() const { return steps_per_block_; }
+  // Steps of the k block that starts at first_step.
+  size_t block_steps(size_t first_step) const {
+    return std::min(steps_per_block_, num_steps_ - first_step);
   }
-  // Where the rows of block b stand for column `col`.
-  size_t Offset(size_t b, size_t col) const {
-    const size_t first_col = col / column_block_ * column_block_;
-    return first_col * rows_.num_rows() +
-           rows_.begin(b) * column_block_size(first_col) +
-           (col - first_col) * rows_.size(b);
+  // Where the words of row block b for `step` begin.
+  size_t Offset(size_t b, size_t step) const {
+    const size_t first_step = step / steps_per_block_ * steps_per_block_;
+    return words_per_step_ * (first_step * rows_.num_rows() +
+                              rows_.begin(b) * block_steps(first_step) +
+                              (step - first_step) * rows_.size(b));
   }
 
  private:
   RowBlocks rows_;
-  size_t num_cols_;
-  size_t column_block_;
+  size_t num_steps_;
+  size_t words_per_step_;
+  size_t steps_per_block_;
 };
 
 }  // namespace troupe

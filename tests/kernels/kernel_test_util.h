@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstddef>
@@ -15,6 +16,7 @@
 #include <vector>
 
 #include "common/dtype.h"
+#include "common/stored_matrix.h"
 #include "common/views.h"
 #include "kernels/cpu/instruction_set.h"
 #include "kernels/reference/gemm.h"
@@ -132,6 +134,86 @@ class TestWeights {
   std::vector<uint8_t> bytes_;
   mutable std::vector<float> floats_;
 };
+
+// Quantised weights as a checkpoint holds them, at odd addresses: numbers over
+// the whole range, scales about `deviation`.
+class TestQuantized {
+ public:
+  TestQuantized(WeightFormat format, size_t group_size, size_t n, size_t k,
+                uint32_t seed, float deviation = 1.0f)
+      : format_(format), group_size_(group_size), n_(n), k_(k) {
+    std::mt19937 generator(seed);
+    const size_t num_groups = n * (k / group_size);
+    numbers_.resize(1 + (IsInt4(format) ? n * k / 2 : n * k));
+    for (uint8_t& byte : numbers_) {
+      byte = static_cast<uint8_t>(generator());
+      // -128 is no number of the format.
+      if (format == WeightFormat::kInt8 && byte == 0x80) byte = 0x81;
+    }
+    scales_.resize(1 + 2 * num_groups);
+    const float range = IsInt4(format) ? 8.0f : 127.0f;
+    std::uniform_real_distribution<float> uniform(0.5f, 1.5f);
+    for (size_t i = 0; i < num_groups; ++i) {
+      SetScale(i, deviation / range * uniform(generator));
+    }
+    zeros_.resize(1 + num_groups);
+    for (uint8_t& zero : zeros_) zero = generator() % 16;
+  }
+
+  void SetScale(size_t group, float scale) {
+    const uint16_t half = F16FromF32(scale);
+    std::memcpy(scales_.data() + 1 + 2 * group, &half, 2);
+  }
+  void FillNumbers(uint8_t byte) {
+    std::fill(numbers_.begin(), numbers_.end(), byte);
+  }
+  void FillZeros(uint8_t zero) {
+    std::fill(zeros_.begin(), zeros_.end(), zero);
+  }
+
+  StoredMatrix stored() const {
+    return {.format = format_,
+            .n = n_,
+            .k = k_,
+            .group_size = group_size_,
+            .numbers = numbers_.data() + 1,
+            .scales = scales_.data() + 1,
+            .zeros = format_ == WeightFormat::kInt4Zero ? zeros_.data() + 1
+                                                        : nullptr};
+  }
+  // [n, k]
+  std::vector<double> values() const { return reference::ToDoubles(stored()); }
+
+ private:
+  WeightFormat format_;
+  size_t group_size_;
+  size_t n_;
+  size_t k_;
+  std::vector<uint8_t> numbers_;
+  std::vector<uint8_t> scales_;
+  std::vector<uint8_t> zeros_;
+};
+
+// The quantised formats, for tests that take one as a parameter.
+struct QuantizedParam {
+  WeightFormat format;
+  size_t group_size;
+};
+inline std::vector<QuantizedParam> AllQuantized() {
+  std::vector<QuantizedParam> all;
+  for (const WeightFormat format :
+       {WeightFormat::kInt8, WeightFormat::kInt4, WeightFormat::kInt4Zero}) {
+    for (const size_t group_size : {32, 64})
+      all.push_back({format, group_size});
+  }
+  return all;
+}
+inline std::string NameOf(const QuantizedParam& param) {
+  return (param.format == WeightFormat::kInt8   ? "int8_"
+          : param.format == WeightFormat::kInt4 ? "int4_"
+                                                : "int4zero_") +
+         std::to_string(param.group_size);
+}
 
 inline double Norm(const float* values, size_t size) {
   double squares = 0;

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <utility>
 #include <vector>
 
 #include "kernels/cpu/work_list.h"
@@ -29,19 +30,24 @@ TEST(RowBlocksTest, BlocksAreEvenAndCoverTheRows) {
 
 TEST(RowBlocksTest, LayoutIsABijection) {
   for (size_t rows : {1, 5, 12, 13, 30}) {
-    for (size_t cols : {1, 31, 512, 513, 1100}) {
-      const PackedRowsLayout layout(rows, cols, 12);
-      std::vector<int> used(layout.num_floats());
-      for (size_t b = 0; b < layout.rows().num_blocks(); ++b) {
-        for (size_t c = 0; c < cols; ++c) {
-          for (size_t r = 0; r < layout.rows().size(b); ++r) {
-            const size_t at = layout.Offset(b, c) + r;
-            ASSERT_LT(at, used.size());
-            ++used[at];
+    for (size_t steps : {1, 31, 512, 513, 1100}) {
+      for (const auto& [words, steps_per_block] :
+           {std::pair<size_t, size_t>{1, 512}, {10, 16}, {18, 8}}) {
+        const PackedRowsLayout layout(rows, 12, steps, words, steps_per_block);
+        EXPECT_EQ(layout.words_per_row(), steps * words);
+        std::vector<int> used(layout.num_words());
+        for (size_t b = 0; b < layout.rows().num_blocks(); ++b) {
+          for (size_t step = 0; step < steps; ++step) {
+            const size_t count = words * layout.rows().size(b);
+            for (size_t i = 0; i < count; ++i) {
+              const size_t at = layout.Offset(b, step) + i;
+              ASSERT_LT(at, used.size());
+              ++used[at];
+            }
           }
         }
+        for (const int count : used) ASSERT_EQ(count, 1);
       }
-      for (const int count : used) ASSERT_EQ(count, 1);
     }
   }
 }
