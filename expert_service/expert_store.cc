@@ -33,9 +33,12 @@ absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Load(
         "no expert to own: the given layers have none");
   }
 
-  const uint64_t total = checkpoint.expert_bytes() * owned.size();
-  for (size_t i = 0; i < owned.size(); ++i) {
-    const auto [layer, expert] = owned[i];
+  uint64_t total = 0;
+  for (const auto& [layer, expert] : owned) {
+    total += checkpoint.expert_bytes(layer, expert);
+  }
+  uint64_t done = 0;
+  for (const auto& [layer, expert] : owned) {
     v1::ExpertVersion version;
     version.mutable_range()->set_layer_begin(static_cast<uint32_t>(layer));
     version.mutable_range()->set_layer_end(static_cast<uint32_t>(layer + 1));
@@ -54,18 +57,14 @@ absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Load(
     ABSL_ASSIGN_OR_RETURN(
         const MappedTensor down,
         checkpoint.MapExpert(layer, expert, ExpertTensor::kDownProj));
-    if (gate.dtype() != up.dtype()) {
-      return absl::InvalidArgumentError(
-          "gate and up projection of an expert differ in dtype");
-    }
     GatedMlpWeights& weights =
         store->weights_[layer * config.num_experts + expert];
-    weights.gate_up = PackedMatrix::PackGateUp(
-        gate.dtype(), gate.data(), up.data(), gate.rows(), gate.cols(), pool);
-    weights.down = PackedMatrix::Pack(down.dtype(), down.data(), down.rows(),
-                                      down.cols(), pool);
+    weights.gate_up =
+        PackedMatrix::PackGateUp(gate.matrix(), up.matrix(), pool);
+    weights.down = PackedMatrix::Pack(down.matrix(), pool);
     store->num_bytes_ += weights.gate_up.num_bytes() + weights.down.num_bytes();
-    ABSL_RETURN_IF_ERROR(progress(checkpoint.expert_bytes() * (i + 1), total));
+    done += checkpoint.expert_bytes(layer, expert);
+    ABSL_RETURN_IF_ERROR(progress(done, total));
   }
   return store;
 }

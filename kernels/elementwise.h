@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <span>
 
-#include "common/dtype.h"
+#include "common/stored_matrix.h"
 #include "common/thread_pool.h"
 #include "common/views.h"
 
@@ -58,9 +58,10 @@ void CombineExperts(ConstFloatMatrix copies,
                     ConstFloatMatrix topk_weights, FloatMatrix output,
                     ThreadPool& pool);
 
-// output[r] = table[token_ids[r]] as float; table [vocab_size, size] of dtype.
-void EmbedTokens(std::span<const int32_t> token_ids, DataType dtype,
-                 const void* table, FloatMatrix output, ThreadPool& pool);
+// output[r] = table[token_ids[r]] as float, exact in every format;
+// table [vocab_size, size].
+void EmbedTokens(std::span<const int32_t> token_ids, const StoredMatrix& table,
+                 FloatMatrix output, ThreadPool& pool);
 
 }  // namespace troupe
 

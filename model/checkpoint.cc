@@ -1,15 +1,11 @@
 #include "model/checkpoint.h"
 
-#include <sys/mman.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
 #include <map>
 #include <optional>
-#include <unordered_set>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -30,11 +26,6 @@ constexpr size_t kMaxShards = 4096;
 constexpr size_t kMaxWarnings = 16;
 constexpr char kSingleFile[] = "model.safetensors";
 constexpr char kIndexFile[] = "model.safetensors.index.json";
-
-size_t PageSize() {
-  static const size_t size = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  return size;
-}
 
 bool Exists(const std::string& path) {
   struct stat file;
@@ -58,53 +49,6 @@ bool TypeFits(const TensorSpec& spec, DataType dtype,
 }
 
 }  // namespace
-
-MappedTensor::MappedTensor(MappedTensor&& other) noexcept {
-  *this = std::move(other);
-}
-
-MappedTensor& MappedTensor::operator=(MappedTensor&& other) noexcept {
-  std::swap(dtype_, other.dtype_);
-  std::swap(shape_, other.shape_);
-  std::swap(data_, other.data_);
-  std::swap(num_bytes_, other.num_bytes_);
-  std::swap(mapping_, other.mapping_);
-  std::swap(mapping_bytes_, other.mapping_bytes_);
-  std::swap(is_copy_, other.is_copy_);
-  return *this;
-}
-
-MappedTensor::~MappedTensor() {
-  if (mapping_ != nullptr) munmap(mapping_, mapping_bytes_);
-}
-
-void MappedTensor::Prefetch() const {
-  if (mapping_ != nullptr && !is_copy_) {
-    madvise(mapping_, mapping_bytes_, MADV_WILLNEED);
-  }
-}
-
-void MappedTensor::DropPages() const {
-  if (mapping_ != nullptr && !is_copy_) {
-    madvise(mapping_, mapping_bytes_, MADV_DONTNEED);
-  }
-}
-
-void CopyToFloat(const MappedTensor& tensor, float* destination) {
-  const size_t count = tensor.num_elements();
-  const auto* halves = static_cast<const uint16_t*>(tensor.data());
-  switch (tensor.dtype()) {
-    case DataType::kF32:
-      if (count > 0) std::memcpy(destination, tensor.data(), count * 4);
-      return;
-    case DataType::kBF16:
-      std::transform(halves, halves + count, destination, F32FromBF16);
-      return;
-    case DataType::kF16:
-      std::transform(halves, halves + count, destination, F32FromF16);
-      return;
-  }
-}
 
 absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(
     const std::string& model_dir) {
@@ -178,56 +122,213 @@ absl::Status Checkpoint::OpenShards(const std::string& index_path) {
   return absl::OkStatus();
 }
 
-absl::Status Checkpoint::CheckTensor(const TensorSpec& spec) const {
-  const auto it = tensors_.find(spec.name);
-  if (it == tensors_.end()) {
-    const std::string where =
-        files_.size() == 1 && Exists(absl::StrCat(model_dir_, "/", kSingleFile))
-            ? files_[0].path()
-            : absl::StrCat(model_dir_, "/", kIndexFile);
-    return absl::InvalidArgumentError(
-        absl::StrCat(where, ": tensor ", spec.name, ": missing"));
+std::string Checkpoint::Who(const Location& location) const {
+  return absl::StrCat(files_[location.file].path(), ": tensor ",
+                      Printable(location.tensor->name), ": ");
+}
+
+absl::StatusOr<Checkpoint::Location> Checkpoint::FindTensor(
+    const std::string& name) const {
+  const auto it = tensors_.find(name);
+  if (it != tensors_.end()) return it->second;
+  const std::string where =
+      files_.size() == 1 && Exists(absl::StrCat(model_dir_, "/", kSingleFile))
+          ? files_[0].path()
+          : absl::StrCat(model_dir_, "/", kIndexFile);
+  return absl::NotFoundError(
+      absl::StrCat(where, ": tensor ", Printable(name), ": missing"));
+}
+
+absl::StatusOr<Checkpoint::Parts> Checkpoint::FindParts(
+    const std::string& name) const {
+  Parts parts;
+  ABSL_ASSIGN_OR_RETURN(parts.numbers, FindTensor(name));
+  const TensorInfo& info = *parts.numbers.tensor;
+  parts.shape = info.shape;
+  parts.storage.num_bytes = info.num_bytes;
+  if (const std::optional<DataType> dtype = WeightType(info.type)) {
+    parts.storage.format = FormatOf(*dtype);
+    if (config_.quantized && tensors_.count(name + kScaleSuffix) > 0) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(Who(parts.numbers), "is ", Name(info.type),
+                       ", but there is a ", Printable(name), kScaleSuffix));
+    }
+    return parts;
   }
-  const TensorInfo& tensor = *it->second.tensor;
-  const std::string who = absl::StrCat(files_[it->second.file].path(),
-                                       ": tensor ", spec.name, ": ");
-  if (tensor.shape != spec.shape) {
+  const bool may_be_numbers =
+      info.type == SafetensorsType::kI8 || info.type == SafetensorsType::kU8;
+  if (!config_.quantized || !may_be_numbers) {
     return absl::InvalidArgumentError(
-        absl::StrCat(who, "has shape ", ShapeText(tensor.shape),
+        absl::StrCat(Who(parts.numbers), "is ", Name(info.type),
+                     ", which is no format of weights"));
+  }
+  ABSL_RETURN_IF_ERROR(FindQuantization(name, parts));
+  return parts;
+}
+
+// The numbers are known: I8 [n, k] or U8 [n, k / 2].
+absl::Status Checkpoint::FindQuantization(const std::string& name,
+                                          Parts& parts) const {
+  const auto invalid = [&](const Location& location, const auto&... why) {
+    return absl::InvalidArgumentError(absl::StrCat(Who(location), why...));
+  };
+  const TensorInfo& numbers = *parts.numbers.tensor;
+  if (numbers.shape.size() != 2) {
+    return invalid(parts.numbers, "is ", Name(numbers.type), " of shape ",
+                   ShapeText(numbers.shape), ", must be a matrix");
+  }
+  const bool is_int8 = numbers.type == SafetensorsType::kI8;
+  const size_t n = numbers.shape[0];
+  const size_t k = is_int8 ? numbers.shape[1] : 2 * numbers.shape[1];
+  parts.shape = {n, k};
+
+  const absl::StatusOr<Location> scales = FindTensor(name + kScaleSuffix);
+  if (!scales.ok()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(scales.status().message(), "; ", Printable(name), " is ",
+                     Name(numbers.type), " and needs it"));
+  }
+  parts.scales = *scales;
+  const TensorInfo& scale = *scales->tensor;
+  if (scale.type != SafetensorsType::kF16) {
+    return invalid(*scales, "is ", Name(scale.type), ", must be F16");
+  }
+  const size_t num_groups = scale.shape.size() == 2 ? scale.shape[1] : 0;
+  size_t& group_size = parts.storage.group_size;
+  for (const size_t size : kGroupSizes) {
+    if (k > 0 && k % size == 0 && num_groups == k / size) group_size = size;
+  }
+  if (group_size == 0 || scale.shape[0] != n) {
+    return invalid(*scales, "has shape ", ShapeText(scale.shape), ", a matrix ",
+                   ShapeText(parts.shape), " in groups of 32 or 64 asks for [",
+                   n, ", ", k, " / 32] or [", n, ", ", k, " / 64]");
+  }
+  parts.storage.num_bytes += scale.num_bytes;
+  parts.storage.format = is_int8 ? WeightFormat::kInt8 : WeightFormat::kInt4;
+
+  const auto zeros = tensors_.find(name + kZeroPointSuffix);
+  if (zeros == tensors_.end()) return absl::OkStatus();
+  parts.zeros = zeros->second;
+  const TensorInfo& zero = *parts.zeros.tensor;
+  if (is_int8) {
+    return invalid(parts.zeros, "numbers that are I8 have no zero point");
+  }
+  if (zero.type != SafetensorsType::kU8) {
+    return invalid(parts.zeros, "is ", Name(zero.type), ", must be U8");
+  }
+  if (zero.shape != scale.shape) {
+    return invalid(parts.zeros, "has shape ", ShapeText(zero.shape),
+                   ", the scales have ", ShapeText(scale.shape));
+  }
+  parts.storage.num_bytes += zero.num_bytes;
+  parts.storage.format = WeightFormat::kInt4Zero;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Checkpoint::Parts> Checkpoint::CheckTensor(
+    const TensorSpec& spec) const {
+  const absl::StatusOr<Location> found = FindTensor(spec.name);
+  if (!found.ok()) {
+    return absl::InvalidArgumentError(found.status().message());
+  }
+  const Location& location = *found;
+  const TensorInfo& info = *location.tensor;
+  const std::optional<DataType> dtype = WeightType(info.type);
+  const bool may_be_numbers =
+      config_.quantized && spec.tensor_class != TensorClass::kSmall &&
+      (info.type == SafetensorsType::kI8 || info.type == SafetensorsType::kU8);
+  if (!may_be_numbers) {
+    if (info.shape != spec.shape) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(Who(location), "has shape ", ShapeText(info.shape),
+                       ", config.json asks for ", ShapeText(spec.shape)));
+    }
+    if (!dtype.has_value() || !TypeFits(spec, *dtype, config_)) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          Who(location), "is ", Name(info.type), ", config.json asks for ",
+          Name(SafetensorsTypeOf(config_.dtype))));
+    }
+  }
+  ABSL_ASSIGN_OR_RETURN(Parts parts, FindParts(spec.name));
+  if (parts.shape != spec.shape) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(Who(location), "is ", Name(parts.storage.format),
+                     " of shape ", ShapeText(parts.shape),
                      ", config.json asks for ", ShapeText(spec.shape)));
   }
-  const std::optional<DataType> dtype = WeightType(tensor.type);
-  if (!dtype.has_value() || !TypeFits(spec, *dtype, config_)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(who, "is ", Name(tensor.type), ", config.json asks for ",
-                     Name(SafetensorsTypeOf(config_.dtype))));
-  }
-  return absl::OkStatus();
+  return parts;
 }
 
 absl::Status Checkpoint::CheckTensors() {
   Digest digest;
   const std::string config_fingerprint = Fingerprint(config_);
   digest.Update(config_fingerprint.data(), config_fingerprint.size());
+  expert_bytes_.assign(config_.num_layers * config_.num_experts, 0);
   std::unordered_set<std::string> needed;
   const auto check = [&](const TensorSpec& spec) -> absl::Status {
-    ABSL_RETURN_IF_ERROR(CheckTensor(spec));
-    const TensorInfo& tensor = *tensors_.at(spec.name).tensor;
-    const std::string line = absl::StrCat(spec.name, " ", Name(tensor.type),
-                                          " ", ShapeText(tensor.shape), "\n");
-    digest.Update(line.data(), line.size());
-    total_bytes_ += tensor.num_bytes;
-    if (spec.owner == TensorOwner::kRouter) router_bytes_ += tensor.num_bytes;
-    needed.insert(spec.name);
+    ABSL_ASSIGN_OR_RETURN(const Parts parts, CheckTensor(spec));
+    for (const Location& part : {parts.numbers, parts.scales, parts.zeros}) {
+      if (part.tensor == nullptr) continue;
+      const TensorInfo& info = *part.tensor;
+      const std::string line = absl::StrCat(info.name, " ", Name(info.type),
+                                            " ", ShapeText(info.shape), "\n");
+      digest.Update(line.data(), line.size());
+      needed.insert(info.name);
+    }
+    total_bytes_ += parts.storage.num_bytes;
+    if (spec.owner == TensorOwner::kRouter) {
+      router_bytes_ += parts.storage.num_bytes;
+    } else {
+      expert_bytes_[spec.layer * config_.num_experts + spec.expert] +=
+          parts.storage.num_bytes;
+    }
     return absl::OkStatus();
   };
   ABSL_RETURN_IF_ERROR(ForEachTensor(config_, check));
+  ABSL_RETURN_IF_ERROR(CheckGateAndUp());
   fingerprint_ = digest.Hex();
-  // All experts have the same shapes and, as matrices, the config's dtype.
-  if (config_.num_experts > 0) {
-    expert_bytes_ = 3 * uint64_t{config_.hidden_size} *
-                    config_.expert_intermediate_size * SizeOf(config_.dtype);
+  WarnOfOthers(needed);
+  return absl::OkStatus();
+}
+
+// The kernels compute both in one pass over the inputs.
+absl::Status Checkpoint::CheckGateAndUp() const {
+  const auto check = [&](const TensorSpec& gate,
+                         const TensorSpec& up) -> absl::Status {
+    const Storage a = StorageOf(gate);
+    const Storage b = StorageOf(up);
+    if (a.format == b.format && a.group_size == b.group_size) {
+      return absl::OkStatus();
+    }
+    const auto text = [](const Storage& storage) {
+      return storage.group_size == 0
+                 ? std::string(Name(storage.format))
+                 : absl::StrCat(Name(storage.format), " in groups of ",
+                                storage.group_size);
+    };
+    return absl::InvalidArgumentError(absl::StrCat(
+        Who(tensors_.at(up.name)), "is ", text(b), ", but ", gate.name, " is ",
+        text(a), "; both must have one format"));
+  };
+  for (size_t layer = 0; layer < config_.num_layers; ++layer) {
+    for (const auto& [gate, up] :
+         {std::pair(LayerTensor::kSharedGate, LayerTensor::kSharedUp),
+          std::pair(LayerTensor::kDenseGate, LayerTensor::kDenseUp)}) {
+      if (!HasTensor(config_, layer, gate)) continue;
+      ABSL_RETURN_IF_ERROR(
+          check(SpecOf(config_, layer, gate), SpecOf(config_, layer, up)));
+    }
+    if (!config_.is_moe_layer[layer]) continue;
+    for (size_t expert = 0; expert < config_.num_experts; ++expert) {
+      ABSL_RETURN_IF_ERROR(
+          check(SpecOf(config_, layer, expert, ExpertTensor::kGateProj),
+                SpecOf(config_, layer, expert, ExpertTensor::kUpProj)));
+    }
   }
+  return absl::OkStatus();
+}
+
+void Checkpoint::WarnOfOthers(const std::unordered_set<std::string>& needed) {
   size_t num_extra = 0;
   for (const SafetensorsFile& file : files_) {
     for (const TensorInfo& tensor : file.tensors()) {
@@ -242,7 +343,12 @@ absl::Status Checkpoint::CheckTensors() {
     warnings_.push_back(absl::StrCat("and ", num_extra - kMaxWarnings,
                                      " more tensors that are not used"));
   }
-  return absl::OkStatus();
+}
+
+Checkpoint::Storage Checkpoint::StorageOf(const TensorSpec& spec) const {
+  const absl::StatusOr<Parts> parts = FindParts(spec.name);
+  CHECK(parts.ok());  // Open has checked every tensor
+  return parts->storage;
 }
 
 absl::StatusOr<MappedTensor> Checkpoint::MapModel(ModelTensor which) const {
@@ -270,46 +376,31 @@ absl::StatusOr<MappedTensor> Checkpoint::MapExpert(size_t layer, size_t expert,
 }
 
 absl::StatusOr<MappedTensor> Checkpoint::Map(const std::string& name) const {
-  const auto it = tensors_.find(name);
-  if (it == tensors_.end()) {
-    return absl::NotFoundError(
-        absl::StrCat(model_dir_, ": tensor ", Printable(name), ": missing"));
-  }
-  const SafetensorsFile& file = files_[it->second.file];
-  const TensorInfo& info = *it->second.tensor;
-  const std::optional<DataType> dtype = WeightType(info.type);
-  if (!dtype.has_value()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(file.path(), ": tensor ", Printable(name), ": is ",
-                     Name(info.type), ", which is no format of weights"));
-  }
-  ABSL_RETURN_IF_ERROR(file.CheckUnchanged());
-
+  ABSL_ASSIGN_OR_RETURN(const Parts parts, FindParts(name));
+  const auto map = [&](const Location& location,
+                       MappedBytes& bytes) -> absl::Status {
+    if (location.tensor == nullptr) return absl::OkStatus();
+    ABSL_ASSIGN_OR_RETURN(
+        bytes, MappedBytes::Map(files_[location.file], *location.tensor));
+    return absl::OkStatus();
+  };
   MappedTensor tensor;
-  tensor.dtype_ = *dtype;
-  tensor.shape_ = info.shape;
-  tensor.num_bytes_ = info.num_bytes;
-  if (info.num_bytes == 0) return tensor;
-  tensor.is_copy_ = info.offset % SizeOf(*dtype) != 0;
-  const uint64_t begin =
-      tensor.is_copy_ ? info.offset : info.offset / PageSize() * PageSize();
-  tensor.mapping_bytes_ = info.offset + info.num_bytes - begin;
-  void* mapping =
-      tensor.is_copy_
-          ? mmap(nullptr, tensor.mapping_bytes_, PROT_READ | PROT_WRITE,
-                 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-          : mmap(nullptr, tensor.mapping_bytes_, PROT_READ, MAP_PRIVATE,
-                 file.fd(), static_cast<off_t>(begin));
-  if (mapping == MAP_FAILED) {
-    return absl::ErrnoToStatus(
-        errno, absl::StrCat("cannot map ", file.path(), ": tensor ", name));
-  }
-  tensor.mapping_ = mapping;
-  tensor.data_ = static_cast<const char*>(mapping) + (info.offset - begin);
-  if (tensor.is_copy_) {
-    ABSL_RETURN_IF_ERROR(file.ReadInto(info, static_cast<char*>(mapping)));
-    mprotect(mapping, tensor.mapping_bytes_, PROT_READ);
-  }
+  tensor.shape_ = parts.shape;
+  ABSL_RETURN_IF_ERROR(map(parts.numbers, tensor.numbers_));
+  ABSL_RETURN_IF_ERROR(map(parts.scales, tensor.scales_));
+  ABSL_RETURN_IF_ERROR(map(parts.zeros, tensor.zeros_));
+
+  StoredMatrix& matrix = tensor.matrix_;
+  matrix.format = parts.storage.format;
+  matrix.group_size = parts.storage.group_size;
+  matrix.n = parts.shape.size() == 2 ? parts.shape[0] : 1;
+  matrix.k = 1;
+  for (const size_t dimension : parts.shape) matrix.k *= dimension;
+  if (matrix.n > 0) matrix.k /= matrix.n;
+  matrix.numbers = tensor.numbers_.data();
+  matrix.scales = tensor.scales_.data();
+  matrix.zeros = tensor.zeros_.data();
+  ABSL_RETURN_IF_ERROR(tensor.CheckContents(Who(parts.numbers)));
   return tensor;
 }
 
@@ -319,10 +410,7 @@ absl::StatusOr<std::string> Checkpoint::ExpertContentHash(size_t layer,
   for (const ExpertTensor which : kExpertTensors) {
     ABSL_ASSIGN_OR_RETURN(const MappedTensor tensor,
                           MapExpert(layer, expert, which));
-    const std::string head = absl::StrCat(Name(tensor.dtype()), " ",
-                                          ShapeText(tensor.shape()), "\n");
-    digest.Update(head.data(), head.size());
-    digest.Update(tensor.data(), tensor.num_bytes());
+    tensor.AddTo(digest);
   }
   return digest.Hex();
 }

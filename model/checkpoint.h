@@ -7,61 +7,17 @@
 #include <memory>
 #include <string>
 #include <unordered_map>
-#include <utility>
+#include <unordered_set>
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "common/dtype.h"
+#include "common/stored_matrix.h"
 #include "model/config.h"
+#include "model/mapped_tensor.h"
 #include "model/safetensors.h"
 #include "model/tensor_catalog.h"
 
 namespace troupe {
-
-// One tensor, mapped read-only and privately: only the pages that hold its
-// bytes, unmapped when it goes. It outlives the Checkpoint. Not thread-safe
-// while it is moved; the bytes may be read by any thread. data() is aligned for
-// its dtype: a tensor that is not so in its file (the format allows it) is
-// copied to memory instead.
-//
-// A file that is truncated while it is mapped raises SIGBUS on access, as for
-// every mapping: checkpoints are replaced by renaming, never written in place.
-class MappedTensor {
- public:
-  MappedTensor() = default;
-  MappedTensor(MappedTensor&& other) noexcept;
-  MappedTensor& operator=(MappedTensor&& other) noexcept;
-  ~MappedTensor();
-
-  DataType dtype() const { return dtype_; }
-  const std::vector<size_t>& shape() const { return shape_; }
-  const void* data() const { return data_; }
-  size_t num_bytes() const { return num_bytes_; }
-  size_t num_elements() const { return num_bytes_ / SizeOf(dtype_); }
-  // Rows and columns of a matrix; a vector is one row.
-  size_t rows() const { return shape_.size() == 2 ? shape_[0] : 1; }
-  size_t cols() const { return shape_.empty() ? 1 : shape_.back(); }
-  // Tells the kernel that the bytes will be read soon (they need not be).
-  void Prefetch() const;
-  // Gives the pages back to the kernel; they are read again on access. After
-  // the bytes were repacked elsewhere.
-  void DropPages() const;
-
- private:
-  friend class Checkpoint;
-
-  DataType dtype_ = DataType::kF32;
-  std::vector<size_t> shape_;
-  const void* data_ = nullptr;
-  size_t num_bytes_ = 0;
-  void* mapping_ = nullptr;  // page-aligned
-  size_t mapping_bytes_ = 0;
-  bool is_copy_ = false;  // the mapping is anonymous memory
-};
-
-// Converts to float: exact for all formats. `destination` has
-// tensor.num_elements() elements.
-void CopyToFloat(const MappedTensor& tensor, float* destination);
 
 // The tensors of one model directory. Owns the open files; thread-safe once
 // opened (all methods are const). Opening reads headers only: neither Open nor
@@ -70,8 +26,11 @@ class Checkpoint {
  public:
   // Reads config.json and the headers of model.safetensors, or of all shards
   // that model.safetensors.index.json names, and checks that every tensor that
-  // the config asks for is there, with its shape and dtype. The message of an
-  // error names file and tensor.
+  // the config asks for is there, with its shape and dtype. Where the config
+  // allows it (ModelConfig::quantized), matrices may be quantised, each in its
+  // own format, with scales and zero points that fit (docs/quantisation.md);
+  // gate and up projection of one MLP have the same. The message of an error
+  // names file and tensor.
   static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(
       const std::string& model_dir);
 
@@ -79,7 +38,9 @@ class Checkpoint {
   const std::string& model_dir() const { return model_dir_; }
 
   // InvalidArgument when the model has no such tensor (a bias that the config
-  // does not ask for, a router matrix of a dense layer).
+  // does not ask for, a router matrix of a dense layer), and when a quantised
+  // one has contents that its format does not allow, for which it is read as a
+  // whole.
   absl::StatusOr<MappedTensor> MapModel(ModelTensor which) const;
   absl::StatusOr<MappedTensor> MapLayer(size_t layer, LayerTensor which) const;
   absl::StatusOr<MappedTensor> MapExpert(size_t layer, size_t expert,
@@ -87,18 +48,29 @@ class Checkpoint {
   // By its name in the files; NotFound when no file has it.
   absl::StatusOr<MappedTensor> Map(const std::string& name) const;
 
-  // Bytes in the files.
-  uint64_t expert_bytes() const { return expert_bytes_; }  // one, in one layer
-  uint64_t router_bytes() const { return router_bytes_; }  // all but experts
-  uint64_t total_bytes() const { return total_bytes_; }    // needed tensors
+  // Bytes in the files, scales and zero points included: of one expert in one
+  // layer (0 in a dense one), of everything but experts, of all that is needed.
+  uint64_t expert_bytes(size_t layer, size_t expert) const {
+    return expert_bytes_.at(layer * config_.num_experts + expert);
+  }
+  uint64_t router_bytes() const { return router_bytes_; }
+  uint64_t total_bytes() const { return total_bytes_; }
+
+  // How the files store a tensor of the model.
+  struct Storage {
+    WeightFormat format = WeightFormat::kF32;
+    size_t group_size = 0;   // 0 for floats
+    uint64_t num_bytes = 0;  // scales and zero points included
+  };
+  Storage StorageOf(const TensorSpec& spec) const;
 
   // Digest (32 hex digits) of the config's fingerprint and of the name, shape
   // and dtype of every needed tensor; the contents do not matter.
   const std::string& fingerprint() const { return fingerprint_; }
 
   // Digest (32 hex digits) of an expert's bytes: gate, up and down projection
-  // with their dtype and shape, in one layer or in all MoE layers. Reads all of
-  // them.
+  // with their format and shape, in one layer or in all MoE layers. Reads all
+  // of them.
   absl::StatusOr<std::string> ExpertContentHash(size_t layer,
                                                 size_t expert) const;
   absl::StatusOr<std::string> ExpertContentHash(size_t expert) const;
@@ -115,18 +87,32 @@ class Checkpoint {
     const TensorInfo* tensor = nullptr;  // owned by that file
   };
 
+  // Where a tensor is and how it is stored.
+  struct Parts {
+    Storage storage;
+    std::vector<size_t> shape;        // [n, k] also where numbers share bytes
+    Location numbers, scales, zeros;  // without tensor: none
+  };
+
   absl::Status OpenFiles();
   absl::Status OpenFile(const std::string& path,
                         const std::vector<std::string>* wanted);
   absl::Status OpenShards(const std::string& index_path);
-  absl::Status CheckTensor(const TensorSpec& spec) const;
+  // "FILE: tensor NAME: "
+  std::string Who(const Location& location) const;
+  absl::StatusOr<Location> FindTensor(const std::string& name) const;
+  absl::StatusOr<Parts> FindParts(const std::string& name) const;
+  absl::Status FindQuantization(const std::string& name, Parts& parts) const;
+  absl::StatusOr<Parts> CheckTensor(const TensorSpec& spec) const;
   absl::Status CheckTensors();
+  absl::Status CheckGateAndUp() const;
+  void WarnOfOthers(const std::unordered_set<std::string>& needed);
 
   std::string model_dir_;
   ModelConfig config_;
   std::vector<SafetensorsFile> files_;
   std::unordered_map<std::string, Location> tensors_;
-  uint64_t expert_bytes_ = 0;
+  std::vector<uint64_t> expert_bytes_;  // [num_layers * num_experts]
   uint64_t router_bytes_ = 0;
   uint64_t total_bytes_ = 0;
   std::string fingerprint_;

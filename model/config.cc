@@ -41,6 +41,28 @@ void ParseDtype(ConfigReader& reader, ModelConfig& config) {
                         "\" is none of float32, bfloat16, float16"));
 }
 
+// What was asked for stands there too, for readers: the formats are read from
+// the tensors.
+void ParseQuantization(ConfigReader& reader, ModelConfig& config) {
+  const json* value = reader.Get("quantization_config");
+  if (value == nullptr) return;
+  ConfigReader quantization(
+      *value, absl::StrCat(reader.what(), ": quantization_config"));
+  const std::string method = quantization.String("quant_method", "");
+  if (quantization.status().ok() && method != kQuantMethod) {
+    quantization.FailUnsupported(
+        "quant_method", absl::StrCat("\"", Printable(method), "\" is not \"",
+                                     kQuantMethod, "\""));
+  }
+  const size_t version = quantization.Size("version", 1, 1 << 20, 1);
+  if (quantization.status().ok() && version != kQuantVersion) {
+    quantization.FailUnsupported(
+        "version", absl::StrCat(version, " is not ", kQuantVersion));
+  }
+  if (!quantization.status().ok()) reader.Fail(quantization.status());
+  config.quantized = true;
+}
+
 // Widths of the attention. kv heads and head_dim may be left to the others.
 void ParseAttention(ConfigReader& reader, const Family& family,
                     ModelConfig& config) {
@@ -273,10 +295,7 @@ void ParseModel(ConfigReader& reader, ModelConfig& config) {
         "architectures", absl::StrCat("\"", Printable(classes[0]), "\" is not ",
                                       family->class_name));
   }
-  if (reader.Has("quantization_config")) {
-    reader.FailUnsupported("quantization_config",
-                           "quantised weights are not supported");
-  }
+  ParseQuantization(reader, config);
   ParseDtype(reader, config);
 
   config.hidden_size = reader.Size("hidden_size", 1, kMaxHiddenSize);
@@ -506,6 +525,10 @@ std::string ConfigJson(const ModelConfig& config) {
   };
   if (config.rope.scaling != RopeScaling::kDefault) {
     object["rope_scaling"] = RopeJson(config.rope);
+  }
+  if (config.quantized) {
+    object["quantization_config"] = {{"quant_method", kQuantMethod},
+                                     {"version", kQuantVersion}};
   }
   WriteTokenIds(config, object);
   family.write(config, object);

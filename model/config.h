@@ -17,6 +17,10 @@
 
 namespace troupe {
 
+// quantization_config of config.json: "quant_method" and "version".
+inline constexpr char kQuantMethod[] = "troupe";
+inline constexpr size_t kQuantVersion = 1;
+
 enum class Architecture { kLlama, kMixtral, kQwen2Moe, kQwen3Moe, kOlmoe };
 
 // RMS norm of queries and keys, after projection and before RoPE.
@@ -73,8 +77,12 @@ struct GenerationDefaults {
 // top_k <= num_experts.
 struct ModelConfig {
   Architecture architecture = Architecture::kLlama;
-  std::string model_type;           // as in config.json: "mixtral"
-  DataType dtype = DataType::kF32;  // of the matrices in the files
+  std::string model_type;  // as in config.json: "mixtral"
+  // Of the matrices in the files, as far as they are not quantised.
+  DataType dtype = DataType::kF32;
+  // Matrices may be stored as integers with scales (docs/quantisation.md): the
+  // file has a quantization_config of quant_method "troupe".
+  bool quantized = false;
 
   size_t hidden_size = 0;              // values per token
   size_t num_layers = 0;               // decoder layers

@@ -89,6 +89,22 @@ std::string LayerPrefix(size_t layer) {
 
 }  // namespace
 
+const char* Name(TensorClass tensor_class) {
+  switch (tensor_class) {
+    case TensorClass::kExpert:
+      return "experts";
+    case TensorClass::kRouter:
+      return "router";
+    case TensorClass::kHead:
+      return "head";
+    case TensorClass::kEmbedding:
+      return "embedding";
+    case TensorClass::kSmall:
+      return "small";
+  }
+  return "?";
+}
+
 bool HasTensor(const ModelConfig& config, size_t layer, LayerTensor which) {
   if (layer >= config.num_layers) return false;
   const bool moe = config.is_moe_layer[layer];
@@ -130,6 +146,7 @@ TensorSpec SpecOf(const ModelConfig& config, ModelTensor which) {
   switch (which) {
     case ModelTensor::kEmbedding:
       spec.name = "model.embed_tokens.weight";
+      spec.tensor_class = TensorClass::kEmbedding;
       break;
     case ModelTensor::kFinalNorm:
       spec.name = "model.norm.weight";
@@ -137,8 +154,11 @@ TensorSpec SpecOf(const ModelConfig& config, ModelTensor which) {
       spec.may_be_f32 = true;
       break;
     case ModelTensor::kLmHead:
-      spec.name = config.tie_word_embeddings ? "model.embed_tokens.weight"
-                                             : "lm_head.weight";
+      if (config.tie_word_embeddings) {
+        return SpecOf(config, ModelTensor::kEmbedding);
+      }
+      spec.name = "lm_head.weight";
+      spec.tensor_class = TensorClass::kHead;
       break;
   }
   return spec;
@@ -151,6 +171,7 @@ TensorSpec SpecOf(const ModelConfig& config, size_t layer, LayerTensor which) {
   spec.shape = ShapeOf(config, which);
   spec.may_be_f32 = spec.shape.size() == 1 || which == LayerTensor::kGate ||
                     which == LayerTensor::kSharedExpertGate;
+  if (!spec.may_be_f32) spec.tensor_class = TensorClass::kRouter;
   for (const SlotName& slot : kSlots) {
     if (slot.which != which) continue;
     if (slot.name == nullptr) {
@@ -172,6 +193,7 @@ TensorSpec SpecOf(const ModelConfig& config, size_t layer, size_t expert,
   const Family& family = FamilyOf(config.architecture);
   TensorSpec spec;
   spec.owner = TensorOwner::kExpert;
+  spec.tensor_class = TensorClass::kExpert;
   spec.layer = layer;
   spec.expert = expert;
   spec.shape = {config.expert_intermediate_size, config.hidden_size};

@@ -14,6 +14,12 @@
 
 namespace troupe {
 
+// Scales and zero points of a quantised matrix: its own name and one of these.
+inline constexpr char kScaleSuffix[] = "_scale";
+inline constexpr char kZeroPointSuffix[] = "_zero_point";
+// How many inputs may share a scale.
+inline constexpr size_t kGroupSizes[] = {32, 64};
+
 // One per model.
 enum class ModelTensor {
   kEmbedding,  // [vocab_size, hidden_size]
@@ -58,10 +64,26 @@ inline constexpr ExpertTensor kExpertTensors[] = {
 
 enum class TensorOwner { kRouter, kExpert };
 
+// What may be stored in which format (docs/quantisation.md). Only kSmall is
+// always stored as floats.
+enum class TensorClass {
+  kExpert,     // projections of the experts
+  kRouter,     // attention, dense MLP and shared expert
+  kHead,       // output matrix that is not the embedding
+  kEmbedding,  // and head, when they are tied
+  kSmall,      // norms, biases, router matrix, gate of the shared expert
+};
+inline constexpr TensorClass kTensorClasses[] = {
+    TensorClass::kExpert, TensorClass::kRouter, TensorClass::kHead,
+    TensorClass::kEmbedding, TensorClass::kSmall};
+// "experts", "router", "head", "embedding", "small".
+const char* Name(TensorClass tensor_class);
+
 struct TensorSpec {
   std::string name;
   std::vector<size_t> shape;
   TensorOwner owner = TensorOwner::kRouter;
+  TensorClass tensor_class = TensorClass::kSmall;
   size_t layer = 0;   // 0 for model tensors
   size_t expert = 0;  // for kExpert
   // Norms, biases and the router matrix are also accepted as F32 in a bf16 or

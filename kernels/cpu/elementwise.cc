@@ -148,8 +148,15 @@ void CombineRow(ConstFloatMatrix copies, const int32_t* slots,
   });
 }
 
-void ConvertRow(DataType dtype, const uint8_t* from, size_t size,
-                float* output) {
+HWY_INLINE FloatVector ToFloats(const int8_t* numbers) {
+  const hn::Rebind<int8_t, FloatTag> bytes;
+  const hn::RebindToSigned<FloatTag> words;
+  return hn::ConvertTo(kFloats,
+                       hn::PromoteTo(words, hn::LoadU(bytes, numbers)));
+}
+
+void EmbedFloats(DataType dtype, const uint8_t* from, size_t size,
+                 float* output) {
   if (dtype == DataType::kF32) {
     std::memcpy(output, from, size * sizeof(float));
     return;
@@ -170,6 +177,51 @@ void ConvertRow(DataType dtype, const uint8_t* from, size_t size,
   });
 }
 
+// One group: output[i] = scale * numbers[i]; size is a multiple of 32.
+void ScaleGroup(const int8_t* numbers, float scale, size_t size,
+                float* output) {
+  const FloatVector factor = hn::Set(kFloats, scale);
+  for (size_t i = 0; i < size; i += kLanes) {
+    hn::StoreU(hn::Mul(factor, ToFloats(numbers + i)), kFloats, output + i);
+  }
+}
+
+// Row `row` of the table.
+void EmbedRow(const StoredMatrix& table, size_t row, float* output) {
+  const size_t k = table.k;
+  const auto* numbers = static_cast<const uint8_t*>(table.numbers);
+  if (!IsQuantized(table.format)) {
+    const DataType dtype = static_cast<DataType>(table.format);
+    EmbedFloats(dtype, numbers + row * k * SizeOf(dtype), k, output);
+    return;
+  }
+  constexpr size_t kMaxGroup = 64;
+  CHECK(table.group_size % 32 == 0 && table.group_size <= kMaxGroup);
+  const bool is_int4 = IsInt4(table.format);
+  for (size_t g = 0; g < table.num_groups(); ++g) {
+    const size_t group = row * table.num_groups() + g;
+    const size_t begin = g * table.group_size;
+    uint16_t half;
+    std::memcpy(&half, static_cast<const uint8_t*>(table.scales) + 2 * group,
+                2);
+    HWY_ALIGN int8_t unpacked[kMaxGroup];
+    const int8_t* from = unpacked;
+    if (!is_int4) {
+      from = reinterpret_cast<const int8_t*>(numbers) + row * k + begin;
+    } else {
+      const int zero = table.format == WeightFormat::kInt4
+                           ? 8
+                           : static_cast<const uint8_t*>(table.zeros)[group];
+      const uint8_t* pairs = numbers + (row * k + begin) / 2;
+      for (size_t i = 0; i < table.group_size / 2; ++i) {
+        unpacked[2 * i] = static_cast<int8_t>((pairs[i] & 15) - zero);
+        unpacked[2 * i + 1] = static_cast<int8_t>((pairs[i] >> 4) - zero);
+      }
+    }
+    ScaleGroup(from, F32FromF16(half), table.group_size, output + begin);
+  }
+}
+
 }  // namespace troupe::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
@@ -184,7 +236,7 @@ HWY_EXPORT(AddSigmoidGatedRow);
 HWY_EXPORT(SoftmaxRow);
 HWY_EXPORT(LogSumExpRow);
 HWY_EXPORT(CombineRow);
-HWY_EXPORT(ConvertRow);
+HWY_EXPORT(EmbedRow);
 
 namespace {
 
@@ -305,15 +357,15 @@ void CombineExperts(ConstFloatMatrix copies,
   });
 }
 
-void EmbedTokens(std::span<const int32_t> token_ids, DataType dtype,
-                 const void* table, FloatMatrix output, ThreadPool& pool) {
+void EmbedTokens(std::span<const int32_t> token_ids, const StoredMatrix& table,
+                 FloatMatrix output, ThreadPool& pool) {
   CHECK_EQ(token_ids.size(), output.rows);
-  const size_t row_bytes = output.cols * SizeOf(dtype);
+  CHECK_EQ(table.k, output.cols);
   ForEachRow(output.rows, output.cols, pool, [&](size_t r) {
     CHECK(token_ids[r] >= 0);
-    HWY_DYNAMIC_DISPATCH(ConvertRow)
-    (dtype, static_cast<const uint8_t*>(table) + token_ids[r] * row_bytes,
-     output.cols, output.row(r));
+    const size_t row = static_cast<size_t>(token_ids[r]);
+    CHECK_LT(row, table.n);
+    HWY_DYNAMIC_DISPATCH(EmbedRow)(table, row, output.row(r));
   });
 }
 

@@ -5,7 +5,7 @@
 #include <limits>
 #include <vector>
 
-#include "kernels/reference/gemm.h"
+#include "common/dequantize.h"
 
 namespace troupe::reference {
 namespace {
@@ -129,15 +129,10 @@ void CombineExperts(ConstFloatMatrix copies,
   }
 }
 
-void EmbedTokens(std::span<const int32_t> token_ids, DataType dtype,
-                 const void* table, FloatMatrix output) {
-  const char* bytes = static_cast<const char*>(table);
-  const size_t row_bytes = output.cols * SizeOf(dtype);
+void EmbedTokens(std::span<const int32_t> token_ids, const StoredMatrix& table,
+                 FloatMatrix output) {
   for (size_t r = 0; r < output.rows; ++r) {
-    const std::vector<float> row =
-        ToFloats(dtype, bytes + static_cast<size_t>(token_ids[r]) * row_bytes,
-                 output.cols);
-    std::copy(row.begin(), row.end(), output.row(r));
+    DequantizeRow(table, static_cast<size_t>(token_ids[r]), output.row(r));
   }
 }
 

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <span>
 
-#include "common/dtype.h"
+#include "common/stored_matrix.h"
 #include "common/views.h"
 
 namespace troupe::reference {
@@ -28,8 +28,8 @@ double LogSumExp(std::span<const float> row);
 void CombineExperts(ConstFloatMatrix copies,
                     std::span<const int32_t> copy_of_slot,
                     ConstFloatMatrix topk_weights, FloatMatrix output);
-void EmbedTokens(std::span<const int32_t> token_ids, DataType dtype,
-                 const void* table, FloatMatrix output);
+void EmbedTokens(std::span<const int32_t> token_ids, const StoredMatrix& table,
+                 FloatMatrix output);
 
 }  // namespace troupe::reference
 

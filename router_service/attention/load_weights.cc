@@ -9,8 +9,7 @@ absl::StatusOr<PackedMatrix> LoadMatrix(const Checkpoint& checkpoint,
                                         ThreadPool& pool) {
   ABSL_ASSIGN_OR_RETURN(const MappedTensor tensor,
                         checkpoint.MapLayer(layer, which));
-  return PackedMatrix::Pack(tensor.dtype(), tensor.data(), tensor.rows(),
-                            tensor.cols(), pool);
+  return PackedMatrix::Pack(tensor.matrix(), pool);
 }
 
 absl::StatusOr<std::vector<float>> LoadVector(const Checkpoint& checkpoint,

@@ -28,8 +28,7 @@ absl::StatusOr<GatedMlpWeights> LoadMlp(const Checkpoint& checkpoint,
   ABSL_ASSIGN_OR_RETURN(const MappedTensor up,
                         checkpoint.MapLayer(layer, up_name));
   GatedMlpWeights weights;
-  weights.gate_up = PackedMatrix::PackGateUp(
-      gate.dtype(), gate.data(), up.data(), gate.rows(), gate.cols(), pool);
+  weights.gate_up = PackedMatrix::PackGateUp(gate.matrix(), up.matrix(), pool);
   ABSL_ASSIGN_OR_RETURN(weights.down,
                         LoadMatrix(checkpoint, layer, down_name, pool));
   return weights;
@@ -55,8 +54,7 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Load(
   CopyToFloat(norm, runner->final_norm_.data());
   ABSL_ASSIGN_OR_RETURN(const MappedTensor head,
                         checkpoint.MapModel(ModelTensor::kLmHead));
-  runner->lm_head_ = PackedMatrix::Pack(head.dtype(), head.data(), head.rows(),
-                                        head.cols(), pool);
+  runner->lm_head_ = PackedMatrix::Pack(head.matrix(), pool);
   head.DropPages();
   ABSL_ASSIGN_OR_RETURN(runner->embedding_,
                         checkpoint.MapModel(ModelTensor::kEmbedding));
@@ -114,8 +112,7 @@ absl::StatusOr<ConstFloatMatrix> ModelRunner::Forward(
                                rope_.half_dim);
   const AttentionBatch attention_batch = {batch.positions, batch.sequences};
 
-  EmbedTokens(batch.token_ids, embedding_.dtype(), embedding_.data(), hidden,
-              pool_);
+  EmbedTokens(batch.token_ids, embedding_.matrix(), hidden, pool_);
   for (size_t i = 0; i < layers_.size(); ++i) {
     const Layer& layer = layers_[i];
     RmsNorm(hidden, layer.input_norm.data(), config_.rms_norm_eps, normed,

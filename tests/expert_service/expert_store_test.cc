@@ -99,8 +99,8 @@ TEST(ExpertStoreTest, CountsPackedBytes) {
   }
   EXPECT_EQ(experts.store().num_bytes(), bytes);
   // Panels are padded, never cut.
-  EXPECT_GE(bytes,
-            3 * TestExperts::kNumOwned * experts.checkpoint().expert_bytes());
+  EXPECT_GE(bytes, 3 * TestExperts::kNumOwned *
+                       experts.checkpoint().expert_bytes(0, 0));
 }
 
 TEST(ExpertStoreTest, ReportsProgressToTheEnd) {
@@ -116,8 +116,8 @@ TEST(ExpertStoreTest, ReportsProgressToTheEnd) {
   ASSERT_TRUE(store.ok());
   ASSERT_EQ(seen.size(), 6u);
   for (size_t i = 0; i < seen.size(); ++i) {
-    EXPECT_EQ(seen[i].first, (i + 1) * checkpoint->expert_bytes());
-    EXPECT_EQ(seen[i].second, 6 * checkpoint->expert_bytes());
+    EXPECT_EQ(seen[i].first, (i + 1) * checkpoint->expert_bytes(0, 0));
+    EXPECT_EQ(seen[i].second, 6 * checkpoint->expert_bytes(0, 0));
   }
 }
 

@@ -6,6 +6,8 @@
 
 #include "absl/strings/str_format.h"
 #include "common/check.h"
+#include "common/dequantize.h"
+#include "model/quantizer.h"
 #include "model/safetensors_writer.h"
 #include "model/tensor_catalog.h"
 #include "nlohmann/json.hpp"
@@ -166,6 +168,44 @@ CheckpointBuilder::Tensor& CheckpointBuilder::Find(const std::string& name) {
 void CheckpointBuilder::Remove(const std::string& name) {
   const Tensor& tensor = Find(name);
   tensors_.erase(tensors_.begin() + (&tensor - tensors_.data()));
+}
+
+void CheckpointBuilder::Quantize(const std::string& name, WeightFormat format,
+                                 size_t group_size) {
+  Tensor& numbers = Find(name);
+  const size_t n = numbers.info.shape.at(0);
+  const size_t k = numbers.info.shape.at(1);
+  const std::string floats = numbers.bytes;
+  const StoredMatrix source = {
+      .format = FormatOf(*WeightType(numbers.info.type)),
+      .n = n,
+      .k = k,
+      .numbers = floats.data()};
+  const size_t row_bytes = NumberBytes(format, k);
+  const size_t num_groups = k / group_size;
+  Tensor scales;
+  scales.info = {name + kScaleSuffix, SafetensorsType::kF16, {n, num_groups}};
+  scales.bytes.resize(2 * n * num_groups);
+  Tensor zeros;
+  zeros.info = {name + kZeroPointSuffix, SafetensorsType::kU8, {n, num_groups}};
+  zeros.bytes.resize(n * num_groups);
+  const bool is_int4 = IsInt4(format);
+  numbers.info.type = is_int4 ? SafetensorsType::kU8 : SafetensorsType::kI8;
+  numbers.info.shape = {n, row_bytes};
+  numbers.bytes.assign(n * row_bytes, '\0');
+  std::vector<float> row(k);
+  for (size_t i = 0; i < n; ++i) {
+    DequantizeRow(source, i, row.data());
+    const absl::Status status = QuantizeRow(
+        row.data(), k, format, group_size,
+        reinterpret_cast<uint8_t*>(&numbers.bytes[i * row_bytes]),
+        reinterpret_cast<uint16_t*>(&scales.bytes[2 * i * num_groups]),
+        reinterpret_cast<uint8_t*>(&zeros.bytes[i * num_groups]));
+    CHECK(status.ok());
+  }
+  tensors_.push_back(std::move(scales));
+  if (format == WeightFormat::kInt4Zero) tensors_.push_back(std::move(zeros));
+  config_.quantized = true;
 }
 
 void CheckpointBuilder::AddExtra(const std::string& name, size_t num_elements) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "common/dtype.h"
+#include "common/stored_matrix.h"
 #include "model/config.h"
 #include "model/safetensors.h"
 
@@ -38,10 +39,14 @@ class CheckpointBuilder {
   explicit CheckpointBuilder(const ModelConfig& config, uint64_t seed = 1);
 
   const ModelConfig& config() const { return config_; }
+  ModelConfig& config() { return config_; }
   std::vector<Tensor>& tensors() { return tensors_; }
   // CHECKs that it is there.
   Tensor& Find(const std::string& name);
   void Remove(const std::string& name);
+  // Replaces a matrix by numbers, scales and zero points.
+  void Quantize(const std::string& name, WeightFormat format,
+                size_t group_size);
   // An I64 vector that no model needs, before all others.
   void AddExtra(const std::string& name, size_t num_elements);
 

@@ -338,13 +338,92 @@ TEST_F(ElementwiseTest, EmbedTokens) {
       table.Set(4 * size, std::ldexp(3.0f, -24));  // subnormal in float16
       const std::vector<int32_t> token_ids = {0, 19, 3, 3, 4};
       TestMatrix expected(5, size);
-      reference::EmbedTokens(token_ids, dtype, table.data(), expected.view());
+      const StoredMatrix stored = {.format = FormatOf(dtype),
+                                   .n = 20,
+                                   .k = size,
+                                   .numbers = table.data()};
+      reference::EmbedTokens(token_ids, stored, expected.view());
+      EXPECT_EQ(expected.view().row(2)[0], -kInfinity);
       ForEachInstructionSet([&] {
         TestMatrix actual(5, size);
-        EmbedTokens(token_ids, dtype, table.data(), actual.view(), two_);
+        EmbedTokens(token_ids, stored, actual.view(), two_);
         ExpectSameBits(actual.view(), expected.view());
         actual.ExpectMarksUntouched();
       });
+    }
+  }
+}
+
+// Every byte pattern that a checkpoint may hold, against values computed here
+// from the definition of the formats; all at odd addresses.
+TEST_F(ElementwiseTest, EmbedQuantizedTokens) {
+  constexpr size_t kRows = 11;
+  for (const WeightFormat format :
+       {WeightFormat::kInt8, WeightFormat::kInt4, WeightFormat::kInt4Zero}) {
+    for (const size_t group_size : {32, 64}) {
+      for (const size_t num_groups : {1, 3, 16}) {
+        SCOPED_TRACE(::testing::Message()
+                     << Name(format) << " " << group_size << " " << num_groups);
+        const size_t k = group_size * num_groups;
+        std::mt19937 random(static_cast<uint32_t>(k));
+        std::vector<uint8_t> numbers(1 + kRows * k);
+        std::vector<uint8_t> scales(1 + 2 * kRows * num_groups);
+        std::vector<uint8_t> zeros(1 + kRows * num_groups);
+        TestMatrix all(kRows, k);
+        for (size_t r = 0; r < kRows; ++r) {
+          for (size_t c = 0; c < k; ++c) {
+            const size_t group = r * num_groups + c / group_size;
+            if (c % group_size == 0) {
+              uint16_t half = static_cast<uint16_t>(random() % 0x7c00);
+              if (group == 1) half = 0;       // scale 0
+              if (group == 2) half = 0x7bff;  // the largest
+              if (group == 3) half = 1;       // the smallest
+              std::memcpy(&scales[1 + 2 * group], &half, 2);
+              zeros[1 + group] = static_cast<uint8_t>(random() % 16);
+            }
+            uint16_t half;
+            std::memcpy(&half, &scales[1 + 2 * group], 2);
+            int value;
+            if (format == WeightFormat::kInt8) {
+              value = static_cast<int>(random() % 255) - 127;
+              numbers[1 + r * k + c] = static_cast<uint8_t>(value);
+            } else {
+              const int number = static_cast<int>(random() % 16);
+              numbers[1 + (r * k + c) / 2] |=
+                  static_cast<uint8_t>(c % 2 == 0 ? number : number << 4);
+              value =
+                  number -
+                  (format == WeightFormat::kInt4 ? 8 : int{zeros[1 + group]});
+            }
+            all.view().row(r)[c] = F32FromF16(half) * static_cast<float>(value);
+          }
+        }
+        const StoredMatrix table = {.format = format,
+                                    .n = kRows,
+                                    .k = k,
+                                    .group_size = group_size,
+                                    .numbers = numbers.data() + 1,
+                                    .scales = scales.data() + 1,
+                                    .zeros = zeros.data() + 1};
+        std::vector<int32_t> token_ids = {10, 0, 3, 3};
+        for (int32_t r = 0; r < static_cast<int32_t>(kRows); ++r) {
+          token_ids.push_back(r);
+        }
+        TestMatrix expected(token_ids.size(), k);
+        for (size_t r = 0; r < token_ids.size(); ++r) {
+          std::copy_n(all.view().row(static_cast<size_t>(token_ids[r])), k,
+                      expected.view().row(r));
+        }
+        TestMatrix reference(token_ids.size(), k);
+        reference::EmbedTokens(token_ids, table, reference.view());
+        ExpectSameBits(reference.view(), expected.view());
+        ForEachInstructionSet([&] {
+          TestMatrix actual(token_ids.size(), k);
+          EmbedTokens(token_ids, table, actual.view(), two_);
+          ExpectSameBits(actual.view(), expected.view());
+          actual.ExpectMarksUntouched();
+        });
+      }
     }
   }
 }
@@ -356,7 +435,8 @@ TEST_F(ElementwiseTest, NoRowsDoNothing) {
   Clamp(none, 1.0f, two_);
   AddInPlace(none, none, two_);
   SoftmaxRows(none, two_);
-  EmbedTokens({}, DataType::kF32, weight, none, two_);
+  const StoredMatrix table = {.n = 1, .k = 8, .numbers = weight};
+  EmbedTokens({}, table, none, two_);
   CombineExperts(ConstFloatMatrix(), {}, ConstFloatMatrix(nullptr, 0, 2), none,
                  two_);
 }

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <random>
 #include <set>
 #include <sstream>
@@ -304,7 +305,14 @@ TEST(CheckpointTest, CountsBytes) {
     (name.find(".experts.") != std::string::npos ? experts : router) +=
         tensor.bytes.size();
   }
-  EXPECT_EQ(checkpoint->expert_bytes() * 5 * 2, experts);
+  uint64_t sum = 0;
+  for (size_t layer = 0; layer < 3; ++layer) {
+    for (size_t expert = 0; expert < 5; ++expert) {
+      sum += checkpoint->expert_bytes(layer, expert);
+    }
+  }
+  EXPECT_EQ(sum, experts);
+  EXPECT_EQ(checkpoint->expert_bytes(1, 0), 0u);  // dense
   EXPECT_EQ(checkpoint->router_bytes(), router);
   EXPECT_EQ(checkpoint->total_bytes(), router + experts);
 }
@@ -412,7 +420,7 @@ TEST(CheckpointTest, OnlyMappedTensorsAreResident) {
         }
       }
     }
-    const size_t expected = 4 * 2 * checkpoint->expert_bytes();
+    const size_t expected = 4 * 2 * checkpoint->expert_bytes(0, 0);
     const Mapped mapped = MappedBelow(dir.path());
     EXPECT_GE(mapped.resident, expected);
     // A tensor starts and ends within a page.
@@ -699,6 +707,373 @@ TEST(GoldenCheckpointTest, WindowsAndMoeLayers) {
     EXPECT_EQ(config->sliding_window, test.window);
     EXPECT_EQ(config->is_moe_layer, test.moe);
   }
+}
+
+// Quantised checkpoints -----------------------------------------------------
+
+constexpr WeightFormat kQuantizedFormats[] = {
+    WeightFormat::kInt8, WeightFormat::kInt4, WeightFormat::kInt4Zero};
+
+// Widths that groups of 64 divide.
+ModelConfig QuantizableConfig() {
+  ModelConfig config = TinyConfig(Architecture::kMixtral, DataType::kBF16);
+  config.hidden_size = 64;
+  config.expert_intermediate_size = 128;
+  return config;
+}
+
+std::string ExpertName(size_t layer, size_t expert, const char* projection) {
+  return "model.layers." + std::to_string(layer) +
+         ".block_sparse_moe.experts." + std::to_string(expert) + "." +
+         projection + ".weight";
+}
+
+TEST(QuantizedCheckpointTest, MapsEveryFormat) {
+  for (const WeightFormat format : kQuantizedFormats) {
+    for (const size_t group_size : {32, 64}) {
+      for (const size_t num_shards : {1, 4}) {
+        SCOPED_TRACE(testing::Message() << Name(format) << " " << group_size);
+        const TempDir dir;
+        CheckpointBuilder builder(QuantizableConfig());
+        const std::string name = ExpertName(1, 2, "w2");  // [64, 128]
+        const std::string floats = builder.Find(name).bytes;
+        builder.Quantize(name, format, group_size);
+        builder.Write(dir.path(), num_shards);
+        const std::unique_ptr<Checkpoint> checkpoint = MustOpen(dir.path());
+        ASSERT_NE(checkpoint, nullptr);
+        EXPECT_THAT(checkpoint->warnings(), IsEmpty());
+        const absl::StatusOr<MappedTensor> tensor =
+            checkpoint->MapExpert(1, 2, ExpertTensor::kDownProj);
+        ASSERT_TRUE(tensor.ok()) << tensor.status();
+        EXPECT_EQ(tensor->format(), format);
+        EXPECT_EQ(tensor->shape(), (std::vector<size_t>{64, 128}));
+        const StoredMatrix& matrix = tensor->matrix();
+        EXPECT_EQ(matrix.n, 64u);
+        EXPECT_EQ(matrix.k, 128u);
+        EXPECT_EQ(matrix.group_size, group_size);
+        const std::string& numbers = builder.Find(name).bytes;
+        EXPECT_EQ(std::memcmp(matrix.numbers, numbers.data(), numbers.size()),
+                  0);
+        const std::string& scales = builder.Find(name + "_scale").bytes;
+        EXPECT_EQ(std::memcmp(matrix.scales, scales.data(), scales.size()), 0);
+        size_t num_bytes = numbers.size() + scales.size();
+        if (format == WeightFormat::kInt4Zero) {
+          const std::string& zeros = builder.Find(name + "_zero_point").bytes;
+          EXPECT_EQ(std::memcmp(matrix.zeros, zeros.data(), zeros.size()), 0);
+          num_bytes += zeros.size();
+        } else {
+          EXPECT_EQ(matrix.zeros, nullptr);
+        }
+        EXPECT_EQ(tensor->num_bytes(), num_bytes);
+        // Near the floats, by far more than by chance.
+        std::vector<float> values(64 * 128);
+        CopyToFloat(*tensor, values.data());
+        double error = 0, square = 0;
+        for (size_t i = 0; i < values.size(); ++i) {
+          uint16_t half;
+          std::memcpy(&half, &floats[2 * i], 2);
+          const double value = F32FromBF16(half);
+          error += (value - values[i]) * (value - values[i]);
+          square += value * value;
+        }
+        EXPECT_LT(error, square * (IsInt4(format) ? 0.01 : 1e-4));
+      }
+    }
+  }
+}
+
+TEST(QuantizedCheckpointTest, FormatsMayDifferEverywhere) {
+  const TempDir dir;
+  CheckpointBuilder builder(QuantizableConfig());
+  uint64_t plain = 0;
+  for (const char* projection : {"w1", "w2", "w3"}) {
+    plain += builder.Find(ExpertName(0, 0, projection)).bytes.size();
+  }
+  for (const char* projection : {"w1", "w3"}) {
+    builder.Quantize(ExpertName(0, 1, projection), WeightFormat::kInt8, 32);
+    builder.Quantize(ExpertName(0, 2, projection), WeightFormat::kInt4, 64);
+    builder.Quantize(ExpertName(2, 1, projection), WeightFormat::kInt4Zero, 32);
+  }
+  builder.Quantize(ExpertName(0, 2, "w2"), WeightFormat::kInt8, 32);
+  builder.Quantize("model.embed_tokens.weight", WeightFormat::kInt8, 32);
+  builder.Quantize("lm_head.weight", WeightFormat::kInt4, 64);
+  builder.Quantize("model.layers.1.self_attn.k_proj.weight",
+                   WeightFormat::kInt4Zero, 64);
+  builder.Write(dir.path(), 3);
+  const std::unique_ptr<Checkpoint> checkpoint = MustOpen(dir.path());
+  ASSERT_NE(checkpoint, nullptr);
+  const auto format = [&](size_t layer, size_t expert, ExpertTensor which) {
+    const auto tensor = checkpoint->MapExpert(layer, expert, which);
+    EXPECT_TRUE(tensor.ok()) << tensor.status();
+    return tensor->format();
+  };
+  EXPECT_EQ(format(0, 0, ExpertTensor::kUpProj), WeightFormat::kBF16);
+  EXPECT_EQ(format(0, 1, ExpertTensor::kUpProj), WeightFormat::kInt8);
+  EXPECT_EQ(format(0, 1, ExpertTensor::kDownProj), WeightFormat::kBF16);
+  EXPECT_EQ(format(0, 2, ExpertTensor::kGateProj), WeightFormat::kInt4);
+  EXPECT_EQ(format(0, 2, ExpertTensor::kDownProj), WeightFormat::kInt8);
+  EXPECT_EQ(format(2, 1, ExpertTensor::kUpProj), WeightFormat::kInt4Zero);
+  EXPECT_EQ(checkpoint->MapModel(ModelTensor::kEmbedding)->format(),
+            WeightFormat::kInt8);
+  EXPECT_EQ(checkpoint->MapModel(ModelTensor::kLmHead)->format(),
+            WeightFormat::kInt4);
+  EXPECT_EQ(checkpoint->MapLayer(1, LayerTensor::kK)->format(),
+            WeightFormat::kInt4Zero);
+
+  const uint64_t matrix = 64 * 128;
+  EXPECT_EQ(checkpoint->expert_bytes(0, 0), plain);
+  EXPECT_EQ(checkpoint->expert_bytes(0, 1),
+            2 * (matrix + matrix / 16) + 2 * matrix);
+  EXPECT_EQ(checkpoint->expert_bytes(0, 2),
+            2 * (matrix / 2 + matrix / 32) + matrix + matrix / 16);
+  EXPECT_EQ(checkpoint->expert_bytes(2, 1),
+            2 * (matrix / 2 + matrix / 16 + matrix / 32) + 2 * matrix);
+  uint64_t total = 0;
+  for (const auto& tensor : builder.tensors()) total += tensor.bytes.size();
+  EXPECT_EQ(checkpoint->total_bytes(), total);
+}
+
+TEST(QuantizedCheckpointTest, FingerprintAndHashFollowTheFormat) {
+  const auto open = [](const TempDir& dir, WeightFormat format,
+                       size_t group_size) {
+    CheckpointBuilder builder(QuantizableConfig());
+    if (IsQuantized(format)) {
+      builder.Quantize(ExpertName(1, 2, "w2"), format, group_size);
+    }
+    builder.Write(dir.path());
+    return MustOpen(dir.path());
+  };
+  std::set<std::string> fingerprints, hashes;
+  std::string other;
+  size_t count = 0;
+  for (const auto& [format, group_size] :
+       {std::pair(WeightFormat::kBF16, 0), std::pair(WeightFormat::kInt8, 32),
+        std::pair(WeightFormat::kInt8, 64), std::pair(WeightFormat::kInt4, 32),
+        std::pair(WeightFormat::kInt4Zero, 32)}) {
+    const TempDir dir;
+    const auto checkpoint = open(dir, format, static_cast<size_t>(group_size));
+    ASSERT_NE(checkpoint, nullptr);
+    fingerprints.insert(checkpoint->fingerprint());
+    hashes.insert(checkpoint->ExpertContentHash(1, 2).value());
+    const std::string unchanged = checkpoint->ExpertContentHash(1, 3).value();
+    if (count++ > 0) {
+      EXPECT_EQ(unchanged, other);
+    }
+    other = unchanged;
+  }
+  EXPECT_EQ(fingerprints.size(), 5u);
+  EXPECT_EQ(hashes.size(), 5u);
+}
+
+TEST(QuantizedCheckpointTest, HashCoversScalesAndZeroPoints) {
+  const std::string name = ExpertName(1, 2, "w2");
+  std::set<std::string> hashes;
+  for (const char* part : {"", "_scale", "_zero_point"}) {
+    const TempDir dir;
+    CheckpointBuilder builder(QuantizableConfig());
+    builder.Quantize(name, WeightFormat::kInt4Zero, 32);
+    hashes.insert([&] {
+      builder.Write(dir.path());
+      return MustOpen(dir.path())->ExpertContentHash(1, 2).value();
+    }());
+    builder.Find(name + part).bytes[8] ^= 1;
+    builder.Write(dir.path());
+    hashes.insert(MustOpen(dir.path())->ExpertContentHash(1, 2).value());
+  }
+  EXPECT_EQ(hashes.size(), 4u);
+}
+
+// A fault, what the message must say, and whether opening already finds it.
+struct QuantizedFault {
+  const char* what;
+  WeightFormat format;
+  std::function<void(CheckpointBuilder&, const std::string& name)> edit;
+  const char* message;
+  bool when_mapped = false;
+};
+
+TEST(QuantizedCheckpointTest, RefusesWhatIsMalformed) {
+  using Builder = CheckpointBuilder;
+  using Text = const std::string&;
+  const auto set_half = [](Builder::Tensor& tensor, size_t index,
+                           uint16_t half) {
+    std::memcpy(&tensor.bytes[2 * index], &half, 2);
+  };
+  const QuantizedFault faults[] = {
+      {"no scales", WeightFormat::kInt8,
+       [](Builder& b, Text name) { b.Remove(name + "_scale"); },
+       "w2.weight_scale: missing"},
+      {"no scales of int4", WeightFormat::kInt4Zero,
+       [](Builder& b, Text name) { b.Remove(name + "_scale"); },
+       "w2.weight_scale: missing"},
+      {"scales of bfloat16", WeightFormat::kInt8,
+       [](Builder& b, Text name) {
+         b.Find(name + "_scale").info.type = SafetensorsType::kBF16;
+       },
+       "w2.weight_scale: is BF16, must be F16"},
+      {"scales of another number of rows", WeightFormat::kInt8,
+       [](Builder& b, Text name) {
+         b.Find(name + "_scale").info.shape = {128, 2};
+       },
+       "w2.weight_scale: has shape [128, 2]"},
+      {"scales as a vector", WeightFormat::kInt4,
+       [](Builder& b, Text name) {
+         b.Find(name + "_scale").info.shape = {256};
+       },
+       "w2.weight_scale: has shape [256]"},
+      {"scales as a scalar", WeightFormat::kInt4,
+       [](Builder& b, Text name) {
+         b.Find(name + "_scale").info.shape = {};
+         b.Find(name + "_scale").bytes.resize(2);
+       },
+       "w2.weight_scale: has shape []"},
+      {"groups of 128", WeightFormat::kInt8,
+       [](Builder& b, Text name) {
+         b.Find(name + "_scale").info.shape = {64, 1};
+         b.Find(name + "_scale").bytes.resize(128);
+       },
+       "w2.weight_scale: has shape [64, 1]"},
+      {"groups of 16", WeightFormat::kInt8,
+       [](Builder& b, Text name) {
+         b.Find(name + "_scale").info.shape = {64, 8};
+         b.Find(name + "_scale").bytes.resize(1024);
+       },
+       "w2.weight_scale: has shape [64, 8]"},
+      {"no groups at all", WeightFormat::kInt8,
+       [](Builder& b, Text name) {
+         b.Find(name + "_scale").info.shape = {64, 0};
+         b.Find(name + "_scale").bytes.resize(0);
+       },
+       "w2.weight_scale: has shape [64, 0]"},
+      {"numbers as a vector", WeightFormat::kInt8,
+       [](Builder& b, Text name) { b.Find(name).info.shape = {64 * 128}; },
+       "w2.weight: is I8 of shape [8192], must be a matrix"},
+      {"numbers of another shape", WeightFormat::kInt8,
+       [](Builder& b, Text name) {
+         b.Find(name).info.shape = {128, 64};
+         b.Find(name + "_scale").info.shape = {128, 2};
+       },
+       "w2.weight: is int8 of shape [128, 64], config.json asks for [64, 128]"},
+      {"int4 that are not packed", WeightFormat::kInt8,
+       [](Builder& b, Text name) {
+         b.Find(name).info.type = SafetensorsType::kU8;
+         b.Find(name + "_scale").info.shape = {64, 8};
+         b.Find(name + "_scale").bytes.resize(1024);
+       },
+       "w2.weight: is int4 of shape [64, 256], config.json asks for [64, 128]"},
+      {"zero points of int8", WeightFormat::kInt8,
+       [](Builder& b, Text name) {
+         Builder::Tensor zeros = b.Find(name + "_scale");
+         zeros.info.name = name + "_zero_point";
+         b.tensors().push_back(zeros);
+       },
+       "w2.weight_zero_point: numbers that are I8 have no zero point"},
+      {"zero points of int8_t", WeightFormat::kInt4Zero,
+       [](Builder& b, Text name) {
+         b.Find(name + "_zero_point").info.type = SafetensorsType::kI8;
+       },
+       "w2.weight_zero_point: is I8, must be U8"},
+      {"zero points of another shape", WeightFormat::kInt4Zero,
+       [](Builder& b, Text name) {
+         b.Find(name + "_zero_point").info.shape = {128, 2};
+       },
+       "w2.weight_zero_point: has shape [128, 2], the scales have [64, 4]"},
+      {"other integers", WeightFormat::kInt8,
+       [](Builder& b, Text name) {
+         b.Find(name).info.type = SafetensorsType::kI16;
+         b.Find(name).info.shape = {64, 64};
+       },
+       "w2.weight: has shape [64, 64]"},
+      {"floats beside a scale", WeightFormat::kInt8,
+       [](Builder& b, Text name) {
+         Builder fresh(QuantizableConfig());
+         b.Find(name) = fresh.Find(name);
+       },
+       "w2.weight: is BF16, but there is a"},
+      {"gate int8, up not", WeightFormat::kInt8,
+       [](Builder& b, Text) {
+         b.Quantize(ExpertName(1, 2, "w1"), WeightFormat::kInt8, 32);
+       },
+       "w3.weight: is bfloat16, but"},
+      {"gate in groups of 32, up of 64", WeightFormat::kInt8,
+       [](Builder& b, Text) {
+         b.Quantize(ExpertName(1, 2, "w1"), WeightFormat::kInt8, 32);
+         b.Quantize(ExpertName(1, 2, "w3"), WeightFormat::kInt8, 64);
+       },
+       "w3.weight: is int8 in groups of 64, but"},
+      {"a quantised router matrix", WeightFormat::kInt8,
+       [](Builder& b, Text) {
+         b.Quantize("model.layers.1.block_sparse_moe.gate.weight",
+                    WeightFormat::kInt8, 32);
+       },
+       "gate.weight: is I8, config.json asks for BF16"},
+      {"config.json says nothing", WeightFormat::kInt8,
+       [](Builder& b, Text) { b.config().quantized = false; },
+       "w2.weight: is I8, config.json asks for BF16"},
+
+      {"negative scale", WeightFormat::kInt8,
+       [&](Builder& b, Text name) {
+         set_half(b.Find(name + "_scale"), 13, 0xbc00);
+       },
+       "w2.weight: row 3, group 1: the scale is -1", true},
+      {"infinite scale", WeightFormat::kInt4,
+       [&](Builder& b, Text name) {
+         set_half(b.Find(name + "_scale"), 0, 0x7c00);
+       },
+       "w2.weight: row 0, group 0: the scale is inf", true},
+      {"NaN as the last scale", WeightFormat::kInt4Zero,
+       [&](Builder& b, Text name) {
+         set_half(b.Find(name + "_scale"), 255, 0x7e00);
+       },
+       "w2.weight: row 63, group 3: the scale is nan", true},
+      {"zero point 16", WeightFormat::kInt4Zero,
+       [](Builder& b, Text name) {
+         b.Find(name + "_zero_point").bytes[6] = 16;
+       },
+       "w2.weight: row 1, group 2: the zero point is 16", true},
+      {"the number -128", WeightFormat::kInt8,
+       [](Builder& b, Text name) { b.Find(name).bytes[8191] = '\x80'; },
+       "w2.weight: row 63, column 127: the number is -128", true},
+  };
+  const std::string name = ExpertName(1, 2, "w2");
+  for (const QuantizedFault& fault : faults) {
+    SCOPED_TRACE(fault.what);
+    const TempDir dir;
+    CheckpointBuilder builder(QuantizableConfig());
+    builder.Quantize(name, fault.format, 32);
+    fault.edit(builder, name);
+    builder.Write(dir.path());
+    const auto checkpoint = Checkpoint::Open(dir.path());
+    absl::Status status = checkpoint.status();
+    if (fault.when_mapped) {
+      ASSERT_TRUE(status.ok()) << status;
+      status = (*checkpoint)->MapExpert(1, 2, ExpertTensor::kDownProj).status();
+      EXPECT_EQ((*checkpoint)->ExpertContentHash(1, 2).status(), status);
+    }
+    EXPECT_EQ(status.code(), Code::kInvalidArgument);
+    EXPECT_THAT(std::string(status.message()),
+                HasSubstr(dir.File("model.safetensors")));
+    EXPECT_THAT(std::string(status.message()), HasSubstr(fault.message));
+  }
+}
+
+TEST(QuantizedCheckpointTest, DropsPagesOfRows) {
+  const TempDir dir;
+  ModelConfig config = QuantizableConfig();
+  config.vocab_size = 4096;
+  CheckpointBuilder builder(config);
+  builder.Write(dir.path());
+  const auto checkpoint = MustOpen(dir.path());
+  ASSERT_NE(checkpoint, nullptr);
+  const MappedTensor tensor = *checkpoint->MapModel(ModelTensor::kEmbedding);
+  tensor.Populate();
+  for (size_t begin = 0; begin < 4096; begin += 500) {
+    tensor.DropPages(begin, std::min<size_t>(begin + 500, 4096));
+  }
+  tensor.DropPages(7, 7);
+  EXPECT_EQ(
+      std::string(static_cast<const char*>(tensor.data()), tensor.num_bytes()),
+      builder.Find("model.embed_tokens.weight").bytes);
 }
 
 }  // namespace

@@ -20,6 +20,13 @@ using nlohmann::ordered_json;
 constexpr size_t kScaleGroup = 32;  // values that share a scale
 constexpr size_t kScaleBytes = 2;
 
+const char* ShortName(WeightFormat format) {
+  if (format == WeightFormat::kF32) return "f32";
+  if (format == WeightFormat::kBF16) return "bf16";
+  if (format == WeightFormat::kF16) return "f16";
+  return Name(format);
+}
+
 uint64_t BytesIn(const TensorSpec& spec, WeightFormat format) {
   const uint64_t count = NumElements(spec);
   const bool vector = spec.shape.size() < 2;
@@ -38,21 +45,23 @@ uint64_t BytesIn(const TensorSpec& spec, WeightFormat format) {
           format == WeightFormat::kInt8 ? cols : (cols + 1) / 2;
       return rows * (row_bytes + groups * kScaleBytes);
     }
+    default:
+      break;
   }
-  CHECK(false && "unknown format");
+  CHECK(false && "not one of kSizedFormats");
   return 0;
 }
 
 void Add(const TensorSpec& spec, PartSize& part) {
   part.num_parameters += NumElements(spec);
-  for (size_t i = 0; i < kWeightFormats.size(); ++i) {
-    part.num_bytes[i] += BytesIn(spec, kWeightFormats[i]);
+  for (size_t i = 0; i < kSizedFormats.size(); ++i) {
+    part.num_bytes[i] += BytesIn(spec, kSizedFormats[i]);
   }
 }
 
 void Add(const PartSize& more, uint64_t times, PartSize& part) {
   part.num_parameters += times * more.num_parameters;
-  for (size_t i = 0; i < kWeightFormats.size(); ++i) {
+  for (size_t i = 0; i < kSizedFormats.size(); ++i) {
     part.num_bytes[i] += times * more.num_bytes[i];
   }
 }
@@ -200,8 +209,8 @@ std::string Text(const Checkpoint& checkpoint, const ModelSizes& sizes) {
                         Bytes(sizes.kv_bytes_per_token_bf16));
 
   absl::StrAppendFormat(&text, "  %-18s %10s", "Weights", "parameters");
-  for (const WeightFormat format : kWeightFormats) {
-    absl::StrAppendFormat(&text, " %11s", Name(format));
+  for (const WeightFormat format : kSizedFormats) {
+    absl::StrAppendFormat(&text, " %11s", ShortName(format));
   }
   absl::StrAppend(&text, "\n", MemoryRow("router service", sizes.router));
   for (const ExpertGroup& group : sizes.groups) {
@@ -233,8 +242,8 @@ std::string Text(const Checkpoint& checkpoint, const ModelSizes& sizes) {
 
 ordered_json PartJson(const PartSize& part) {
   ordered_json bytes;
-  for (size_t i = 0; i < kWeightFormats.size(); ++i) {
-    bytes[Name(kWeightFormats[i])] = part.num_bytes[i];
+  for (size_t i = 0; i < kSizedFormats.size(); ++i) {
+    bytes[ShortName(kSizedFormats[i])] = part.num_bytes[i];
   }
   return {{"parameters", part.num_parameters}, {"bytes", bytes}};
 }
@@ -287,20 +296,6 @@ std::string Json(const Checkpoint& checkpoint, const ModelSizes& sizes) {
 }
 
 }  // namespace
-
-const char* Name(WeightFormat format) {
-  switch (format) {
-    case WeightFormat::kF32:
-      return "f32";
-    case WeightFormat::kBF16:
-      return "bf16";
-    case WeightFormat::kInt8:
-      return "int8";
-    case WeightFormat::kInt4:
-      return "int4";
-  }
-  return "?";
-}
 
 absl::StatusOr<ModelSizes> ComputeSizes(const ModelConfig& config,
                                         const InspectOptions& options) {

@@ -10,22 +10,22 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "common/stored_matrix.h"
 #include "model/config.h"
 
 namespace troupe {
 
-// f32 and bf16 hold every weight in 4 and 2 bytes. int8 and int4 hold matrices
-// in 8 and 4 bits and one 16-bit scale per 32 values of a row, vectors in f32.
-enum class WeightFormat { kF32, kBF16, kInt8, kInt4 };
-inline constexpr std::array<WeightFormat, 4> kWeightFormats = {
+// Formats that a model could be stored in. f32 and bf16 hold every weight in 4
+// and 2 bytes. int8 and int4 hold matrices in 8 and 4 bits and one 16-bit scale
+// per 32 values of a row, vectors in f32.
+inline constexpr std::array<WeightFormat, 4> kSizedFormats = {
     WeightFormat::kF32, WeightFormat::kBF16, WeightFormat::kInt8,
     WeightFormat::kInt4};
-const char* Name(WeightFormat format);
 
 // Parameters of a part of the model and the bytes they take.
 struct PartSize {
   uint64_t num_parameters = 0;
-  std::array<uint64_t, kWeightFormats.size()> num_bytes = {};  // by format
+  std::array<uint64_t, kSizedFormats.size()> num_bytes = {};  // by format
 };
 
 // The experts [first, last] of all layers, in one process.

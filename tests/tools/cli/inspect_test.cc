@@ -77,8 +77,9 @@ TEST(InspectTest, AgreesWithTheFiles) {
       const size_t format = dtype == DataType::kF32 ? 0 : 1;
       EXPECT_EQ(sizes.total.num_bytes[format], (*checkpoint)->total_bytes());
       EXPECT_EQ(sizes.router.num_bytes[format], (*checkpoint)->router_bytes());
-      EXPECT_EQ(sizes.expert.num_bytes[format],
-                (*checkpoint)->expert_bytes() * sizes.num_moe_layers);
+      EXPECT_EQ(
+          sizes.expert.num_bytes[format] * (*checkpoint)->config().num_experts,
+          (*checkpoint)->total_bytes() - (*checkpoint)->router_bytes());
     }
   }
 }
