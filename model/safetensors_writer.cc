@@ -25,8 +25,11 @@ uint64_t NumBytes(const TensorInfo& tensor) {
 
 }  // namespace
 
-std::string SafetensorsHeader(const std::vector<TensorInfo>& tensors) {
+std::string SafetensorsHeader(
+    const std::vector<TensorInfo>& tensors,
+    const std::map<std::string, std::string>& metadata) {
   nlohmann::ordered_json header = {{"__metadata__", {{"format", "pt"}}}};
+  for (const auto& [key, value] : metadata) header["__metadata__"][key] = value;
   uint64_t offset = 0;
   for (const TensorInfo& tensor : tensors) {
     const uint64_t end = offset + NumBytes(tensor);
@@ -46,7 +49,8 @@ std::string SafetensorsHeader(const std::vector<TensorInfo>& tensors) {
 }
 
 absl::StatusOr<SafetensorsWriter> SafetensorsWriter::Create(
-    const std::string& path, const std::vector<TensorInfo>& tensors) {
+    const std::string& path, const std::vector<TensorInfo>& tensors,
+    const std::map<std::string, std::string>& metadata) {
   SafetensorsWriter writer;
   writer.path_ = path;
   const std::string temporary = writer.TemporaryPath();
@@ -55,7 +59,7 @@ absl::StatusOr<SafetensorsWriter> SafetensorsWriter::Create(
   if (writer.fd_ < 0) {
     return absl::ErrnoToStatus(errno, absl::StrCat("cannot open ", temporary));
   }
-  const std::string header = SafetensorsHeader(tensors);
+  const std::string header = SafetensorsHeader(tensors, metadata);
   writer.num_bytes_left_ = header.size();
   for (const TensorInfo& tensor : tensors) {
     writer.num_bytes_left_ += NumBytes(tensor);

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -21,8 +22,10 @@ class SafetensorsWriter {
  public:
   // Name, type and shape of every tensor, in the order of their bytes (offset
   // and num_bytes are not read). The data begins at a multiple of 64 bytes.
+  // `metadata` goes to "__metadata__", beside "format": "pt".
   static absl::StatusOr<SafetensorsWriter> Create(
-      const std::string& path, const std::vector<TensorInfo>& tensors);
+      const std::string& path, const std::vector<TensorInfo>& tensors,
+      const std::map<std::string, std::string>& metadata = {});
 
   SafetensorsWriter(SafetensorsWriter&& other) noexcept;
   SafetensorsWriter& operator=(SafetensorsWriter&& other) noexcept;
@@ -43,7 +46,9 @@ class SafetensorsWriter {
 };
 
 // The header with its length before it, padded with spaces.
-std::string SafetensorsHeader(const std::vector<TensorInfo>& tensors);
+std::string SafetensorsHeader(
+    const std::vector<TensorInfo>& tensors,
+    const std::map<std::string, std::string>& metadata = {});
 
 }  // namespace troupe
 

@@ -20,6 +20,7 @@ Command AddGenerate(CLI::App& parent);
 Command AddChat(CLI::App& parent);
 Command AddInspect(CLI::App& parent);
 Command AddMakeModel(CLI::App& parent);
+Command AddQuantize(CLI::App& parent);
 Command AddStats(CLI::App& parent);
 Command AddBench(CLI::App& parent);
 

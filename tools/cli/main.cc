@@ -38,7 +38,7 @@ int Main(int argc, char** argv) {
       "Exit status: 0 done, 1 failed, 2 wrong command line, 130 interrupted.");
   const std::vector<Command> commands = {
       AddServe(app), AddGenerate(app), AddChat(app),     AddStats(app),
-      AddBench(app), AddInspect(app),  AddMakeModel(app)};
+      AddBench(app), AddInspect(app),  AddQuantize(app), AddMakeModel(app)};
   const std::string unknown = UnknownCommand(argc, argv, commands);
   if (!unknown.empty()) {
     std::vector<std::string> names;
