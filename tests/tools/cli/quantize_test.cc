@@ -38,13 +38,14 @@ ModelConfig QuantizableConfig(Architecture architecture,
   ModelConfig config = TinyConfig(architecture, dtype);
   config.hidden_size = 64;
   config.num_heads = 8;
-  config.head_dim = 16;
+  config.head_dim = architecture == Architecture::kOlmoe ? 8 : 16;
   if (config.num_experts > 0) config.expert_intermediate_size = 128;
   if (config.dense_intermediate_size > 0) config.dense_intermediate_size = 192;
   if (config.shared_expert_intermediate_size > 0) {
     config.shared_expert_intermediate_size = 64;
   }
-  config.attention_scale = 0.25f;
+  config.attention_scale =
+      1.0f / std::sqrt(static_cast<float>(config.head_dim));
   return config;
 }
 
