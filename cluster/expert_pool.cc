@@ -159,7 +159,7 @@ void ExpertPool::Rebuild() {
   }
   auto next = std::make_shared<Placement>(
       placement_ == nullptr ? 0 : placement_->epoch() + 1,
-      options_.is_moe_layer, options_.num_experts, peers);
+      options_.is_moe_layer, options_.num_experts, peers, placement_.get());
   for (const std::string& conflict : next->conflicts()) {
     spdlog::warn("left out: {}", conflict);
   }

@@ -8,11 +8,17 @@
 namespace troupe {
 
 Placement::Placement(uint64_t epoch, const std::vector<bool>& is_moe_layer,
-                     size_t num_experts, absl::Span<const PlacementPeer> peers)
+                     size_t num_experts, absl::Span<const PlacementPeer> peers,
+                     const Placement* previous)
     : epoch_(epoch),
       num_experts_(num_experts),
       is_moe_layer_(is_moe_layer),
-      replicas_(is_moe_layer.size() * num_experts) {
+      replicas_(is_moe_layer.size() * num_experts),
+      versions_(replicas_.size()) {
+  if (previous != nullptr) {
+    versions_ = previous->versions_;
+    num_version_changes_ = previous->num_version_changes_;
+  }
   std::vector<const std::string*> version(replicas_.size(), nullptr);
   for (const PlacementPeer& peer : peers) {
     if (peer.description.state() != v1::SERVING_STATE_READY) continue;
@@ -44,6 +50,11 @@ Placement::Placement(uint64_t epoch, const std::vector<bool>& is_moe_layer,
             ToString(range), " differs from that of another replica"));
       }
     }
+  }
+  for (size_t i = 0; i < versions_.size(); ++i) {
+    if (version[i] == nullptr || *version[i] == versions_[i]) continue;
+    if (!versions_[i].empty()) ++num_version_changes_;
+    versions_[i] = *version[i];
   }
 }
 

@@ -26,11 +26,16 @@ class Placement {
  public:
   // Peers whose state is not READY are left out. Replicas of one expert must
   // have the same content hash: the version of the lowest peer that holds it
-  // wins, the others are left out and named in conflicts().
+  // wins, the others are left out and named in conflicts(). `previous`: the
+  // placement before this one, of the same model; null: there was none.
   Placement(uint64_t epoch, const std::vector<bool>& is_moe_layer,
-            size_t num_experts, absl::Span<const PlacementPeer> peers);
+            size_t num_experts, absl::Span<const PlacementPeer> peers,
+            const Placement* previous = nullptr);
 
   uint64_t epoch() const { return epoch_; }
+  // How often an expert has changed its version so far. One that went away and
+  // came back with the same content has not.
+  uint64_t num_version_changes() const { return num_version_changes_; }
 
   // Peers that own the expert, ascending; empty when none does.
   absl::Span<const size_t> Replicas(size_t layer, size_t expert) const {
@@ -48,6 +53,9 @@ class Placement {
   size_t num_experts_;
   std::vector<bool> is_moe_layer_;
   std::vector<std::vector<size_t>> replicas_;  // [num_layers * num_experts]
+  // Content hashes, the last that were known; empty: none yet. The same size.
+  std::vector<std::string> versions_;
+  uint64_t num_version_changes_ = 0;
   std::vector<std::string> conflicts_;
 };
 

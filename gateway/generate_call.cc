@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -350,6 +351,8 @@ bool GenerateCall::OnRouterResponse(
   absl::MutexLock lock(&mu_);
   Choice& choice = choices_[index];
   if (ending_ || choice.done || choice.attempt != attempt) return true;
+  // Before the text may end the choice.
+  if (response.has_usage()) choice.usage = response.usage();
   if (request_.echo() && !choice.echoed) Echo(index, response);
   v1::GenerateResponse output;
   output.set_index(static_cast<uint32_t>(index));
@@ -362,7 +365,6 @@ bool GenerateCall::OnRouterResponse(
         std::find(stops.begin(), stops.end(), token.token_id()) != stops.end();
     AddToken(choice, token, is_stop_token, output);
   }
-  if (!choice.done && response.has_usage()) choice.usage = response.usage();
   if (!choice.done &&
       response.finish_reason() != v1::FINISH_REASON_UNSPECIFIED) {
     const ChoiceText::Delta rest = choice.text->Finish();
@@ -480,10 +482,12 @@ v1::Usage GenerateCall::MakeUsage() const {
   size_t completion_tokens = 0;
   uint32_t preemptions = 0;
   double queue_ms = 0;
+  uint32_t cached_tokens = std::numeric_limits<uint32_t>::max();
   for (const Choice& choice : choices_) {
     completion_tokens += choice.generated.size();
     preemptions += choice.usage.preemptions();
     queue_ms = std::max(queue_ms, choice.usage.queue_ms());
+    cached_tokens = std::min(cached_tokens, choice.usage.cached_tokens());
   }
   usage.set_prompt_tokens(static_cast<uint32_t>(num_prompt_tokens_));
   usage.set_completion_tokens(static_cast<uint32_t>(completion_tokens));
@@ -493,6 +497,9 @@ v1::Usage GenerateCall::MakeUsage() const {
   usage.set_request_id(request_id_);
   usage.set_preemptions(preemptions);
   usage.set_queue_ms(queue_ms);
+  // What a router says may be any number.
+  usage.set_cached_tokens(
+      std::min(cached_tokens, static_cast<uint32_t>(num_prompt_tokens_)));
   usage.set_ttft_ms(ttft_ms_);
   usage.set_total_ms(MillisecondsSince(start_));
   return usage;

@@ -35,6 +35,7 @@ struct Options {
   size_t max_batch_tokens = 512;
   size_t max_sequences = 64;
   size_t max_queued = 256;
+  bool no_prefix_cache = false;
   int hop_timeout_ms = 10000;
   int drain_seconds = 30;
   std::string log_level = "info";
@@ -112,6 +113,7 @@ absl::Status Serve(const Options& options) {
   ServingLoopOptions loop_options;
   loop_options.scheduler.max_batch_tokens = options.max_batch_tokens;
   loop_options.scheduler.max_sequences = options.max_sequences;
+  loop_options.scheduler.prefix_cache = !options.no_prefix_cache;
   loop_options.num_kv_blocks = num_blocks;
   loop_options.max_queued_sequences = options.max_queued;
   ServingLoop loop(loop_options, *runner, dispatcher.get(), pool);
@@ -206,6 +208,9 @@ int main(int argc, char** argv) {
       ->envname("TROUPE_MAX_QUEUED")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
+  app.add_flag("--no-prefix-cache", options.no_prefix_cache,
+               "Compute every prompt anew, even if its beginning is cached")
+      ->envname("TROUPE_NO_PREFIX_CACHE");
   app.add_option("--hop-timeout-ms", options.hop_timeout_ms,
                  "An expert process that is silent for so long is given up")
       ->envname("TROUPE_HOP_TIMEOUT_MS")

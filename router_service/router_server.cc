@@ -17,6 +17,7 @@ namespace troupe {
 namespace {
 
 constexpr uint32_t kMaxTopLogprobs = 20;
+constexpr size_t kMaxSaltBytes = 256;
 
 absl::Status OutOfRange(absl::string_view field, double value, double low,
                         double high) {
@@ -140,6 +141,12 @@ absl::StatusOr<SequenceRequest> ToSequenceRequest(
   sequence.logprobs = request.logprobs();
   sequence.top_logprobs = request.top_logprobs();
   sequence.prompt_logprobs = request.prompt_logprobs();
+  if (request.cache_salt().size() > kMaxSaltBytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("cache_salt has ", request.cache_salt().size(),
+                     " bytes, at most ", kMaxSaltBytes));
+  }
+  sequence.cache_salt = request.cache_salt();
   return sequence;
 }
 
@@ -186,6 +193,7 @@ class RouterServer::Call final
     std::deque<v1::RouterGenerateResponse> responses ABSL_GUARDED_BY(mu);
     uint64_t seq_id ABSL_GUARDED_BY(mu) = 0;
     bool cancelled ABSL_GUARDED_BY(mu) = false;
+    bool has_begun ABSL_GUARDED_BY(mu) = false;
     bool ending ABSL_GUARDED_BY(mu) = false;
     bool finished ABSL_GUARDED_BY(mu) = false;
     grpc::Status status ABSL_GUARDED_BY(mu);
@@ -204,11 +212,15 @@ class RouterServer::Call final
       response.set_finish_reason(event.finish == Finish::kStop
                                      ? v1::FINISH_REASON_STOP
                                      : v1::FINISH_REASON_LENGTH);
-      response.mutable_usage()->set_preemptions(event.preemptions);
-      response.mutable_usage()->set_queue_ms(event.queue_ms);
     }
     absl::MutexLock lock(&state.mu);
     if (state.call == nullptr || state.ending) return;
+    if (is_last || !std::exchange(state.has_begun, true)) {
+      v1::RouterUsage& usage = *response.mutable_usage();
+      usage.set_preemptions(event.preemptions);
+      usage.set_queue_ms(event.queue_ms);
+      usage.set_cached_tokens(static_cast<uint32_t>(event.cached_tokens));
+    }
     if (event.status.ok()) {
       state.responses.push_back(std::move(response));
       if (state.responses.size() == 1) {

@@ -18,6 +18,12 @@ double Seconds(SteadyTime::duration duration) {
 
 SteadyTime Now() { return std::chrono::steady_clock::now(); }
 
+double QueueMs(const Sequence& sequence) {
+  const SteadyTime started =
+      sequence.started == kNoDeadline ? Now() : sequence.started;
+  return 1e3 * Seconds(started - sequence.arrived);
+}
+
 }  // namespace
 
 ServingLoop::ServingLoop(ServingLoopOptions options, ModelRunner& runner,
@@ -28,15 +34,20 @@ ServingLoop::ServingLoop(ServingLoopOptions options, ModelRunner& runner,
       pool_(pool),
       max_context_(std::min(runner.config().max_position_embeddings,
                             options.num_kv_blocks * kKvBlockSize)),
-      scheduler_(options.scheduler, options.num_kv_blocks),
-      tokens_per_expert_(
-          runner.config().num_layers,
-          std::vector<uint64_t>(runner.config().num_experts, 0)) {
+      scheduler_(options.scheduler, options.num_kv_blocks,
+                 [this](int32_t from, int32_t to) {
+                   runner_.kv().CopyBlock(static_cast<size_t>(from),
+                                          static_cast<size_t>(to));
+                 }),
+      tokens_per_expert_(runner.config().num_layers,
+                         std::vector<uint64_t>(runner.config().num_experts, 0)),
+      step_load_(tokens_per_expert_) {
+  if (dispatcher != nullptr) weights_version_ = dispatcher->weights_version();
   runner_.set_routing_observer(
       [this](size_t layer, const RoutingDecision& decision) {
         for (const int32_t expert : decision.topk_idx) {
           if (expert >= 0) {
-            ++tokens_per_expert_[layer][static_cast<size_t>(expert)];
+            ++step_load_[layer][static_cast<size_t>(expert)];
           }
         }
       });
@@ -140,6 +151,7 @@ void ServingLoop::Run() {
       return;
     }
     EndOverdue("");
+    NoticeWeights();
     const std::vector<Chunk> chunks = scheduler_.Schedule();
     if (!chunks.empty()) Step(chunks);
     PublishStats();
@@ -197,9 +209,8 @@ void ServingLoop::EndOverdue(const std::string& waits_for) {
 
 void ServingLoop::End(Sequence* sequence, SequenceEvent event) {
   event.preemptions = sequence->preemptions;
-  const SteadyTime started =
-      sequence->started == kNoDeadline ? Now() : sequence->started;
-  event.queue_ms = 1e3 * Seconds(started - sequence->arrived);
+  event.cached_tokens = sequence->cached_tokens;
+  event.queue_ms = QueueMs(*sequence);
   const std::unique_ptr<Sequence> ended = scheduler_.Remove(sequence);
   if (ended->request.on_event) ended->request.on_event(std::move(event));
   absl::MutexLock lock(&mu_);
@@ -236,6 +247,9 @@ void ServingLoop::Step(const std::vector<Chunk>& chunks) {
   for (const Chunk& chunk : chunks) {
     if (chunk.sequence->started == kNoDeadline) chunk.sequence->started = start;
   }
+  for (std::vector<uint64_t>& load : step_load_) {
+    std::fill(load.begin(), load.end(), 0);
+  }
   const Batch batch = MakeBatch(chunks);
   const absl::StatusOr<ConstFloatMatrix> logits =
       runner_.Forward(batch, dispatcher_, [this] {
@@ -246,6 +260,11 @@ void ServingLoop::Step(const std::vector<Chunk>& chunks) {
     totals_.set_step_seconds(totals_.step_seconds() + Seconds(Now() - start));
     EndOverdue(std::string(logits.status().message()));
     return;
+  }
+  for (size_t layer = 0; layer < step_load_.size(); ++layer) {
+    for (size_t expert = 0; expert < step_load_[layer].size(); ++expert) {
+      tokens_per_expert_[layer][expert] += step_load_[layer][expert];
+    }
   }
   for (const Chunk& chunk : chunks) {
     const bool prefill =
@@ -308,9 +327,8 @@ void ServingLoop::Commit(const std::vector<Chunk>& chunks, const Batch& batch,
     }
   });
 
-  for (const Chunk& done : chunks) {
-    done.sequence->num_computed += done.num_tokens;
-  }
+  NoticeWeights();  // they may have changed within the step
+  scheduler_.Commit(chunks);
   for (Task& task : tasks) {
     Sequence& sequence = *task.sequence;
     if (task.position + 1 < sequence.prompt_length()) {
@@ -319,6 +337,9 @@ void ServingLoop::Commit(const std::vector<Chunk>& chunks, const Batch& batch,
     }
     // The row is the sequence's last.
     SequenceEvent event;
+    event.preemptions = sequence.preemptions;
+    event.queue_ms = QueueMs(sequence);
+    event.cached_tokens = sequence.cached_tokens;
     if (sequence.request.prompt_logprobs && !sequence.prompt_reported) {
       sequence.prompt_reported = true;
       event.prompt = sequence.prompt_tokens;
@@ -350,7 +371,13 @@ void ServingLoop::PublishStats() {
   stats.set_waiting_sequences(static_cast<uint32_t>(scheduler_.num_waiting()));
   stats.set_kv_blocks_total(scheduler_.num_blocks());
   stats.set_kv_blocks_free(scheduler_.num_free_blocks());
+  stats.set_kv_blocks_cached(scheduler_.num_cached_blocks());
   stats.set_preemptions(scheduler_.num_preemptions());
+  stats.set_prefix_lookup_tokens(scheduler_.num_lookup_tokens());
+  stats.set_prefix_hit_tokens(scheduler_.num_hit_tokens());
+  const PrefixCacheStats& cache = scheduler_.cache_stats();
+  stats.set_prefix_evictions(cache.evictions);
+  stats.set_prefix_copies(cache.copies);
   if (dispatcher_ != nullptr) {
     const DispatchStats dispatch = dispatcher_->stats();
     stats.set_copies_dispatched(dispatch.copies_dispatched);
@@ -359,16 +386,34 @@ void ServingLoop::PublishStats() {
     stats.set_expert_wait_seconds(dispatch.wait_seconds);
   }
   if (scheduler_.num_running() + scheduler_.num_waiting() == 0) {
-    const absl::Status sound = scheduler_.CheckIntegrity();
-    if (!sound.ok()) {
-      spdlog::critical("{}", std::string(sound.message()));
-      CHECK(sound.ok());
-    }
+    CheckIntegrity();
   }
   absl::MutexLock lock(&mu_);
   published_ = std::move(stats);
   published_load_ = tokens_per_expert_;
   num_running_ = scheduler_.num_running();
+}
+
+void ServingLoop::NoticeWeights() {
+  if (dispatcher_ == nullptr) return;
+  const uint64_t version = dispatcher_->weights_version();
+  if (version == weights_version_) return;
+  spdlog::info("experts have other weights: cached prefixes are dropped");
+  weights_version_ = version;
+  scheduler_.ForgetPrefixes();
+}
+
+void ServingLoop::CheckIntegrity() {
+  // It walks all blocks: at most a hundredth of the time.
+  const SteadyTime start = Now();
+  if (start < next_check_) return;
+  const absl::Status sound = scheduler_.CheckIntegrity();
+  if (!sound.ok()) {
+    spdlog::critical("{}", std::string(sound.message()));
+    CHECK(sound.ok());
+  }
+  const SteadyTime end = Now();
+  next_check_ = end + 100 * (end - start);
 }
 
 }  // namespace troupe

@@ -75,6 +75,9 @@ class ServingLoop {
   void End(Sequence* sequence, SequenceEvent event);
   bool AnyOverdue();
   void PublishStats();
+  // Drops cached prefixes when the weights of experts have changed.
+  void NoticeWeights();
+  void CheckIntegrity();
 
   const ServingLoopOptions options_;
   ModelRunner& runner_;
@@ -84,8 +87,12 @@ class ServingLoop {
 
   // The loop's own.
   Scheduler scheduler_;
+  uint64_t weights_version_ = 0;
   v1::RouterStats totals_;
-  std::vector<std::vector<uint64_t>> tokens_per_expert_;  // [layer][expert]
+  // [layer][expert], of all steps and of the one that runs.
+  std::vector<std::vector<uint64_t>> tokens_per_expert_;
+  std::vector<std::vector<uint64_t>> step_load_;
+  SteadyTime next_check_;  // of the scheduler's integrity
 
   mutable absl::Mutex mu_;
   std::vector<std::unique_ptr<Sequence>> submitted_ ABSL_GUARDED_BY(mu_);

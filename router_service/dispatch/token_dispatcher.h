@@ -80,6 +80,10 @@ class TokenDispatcher {
                        FloatMatrix output, ThreadPool& pool);
 
   DispatchStats stats() const { return stats_; }
+  // Changes when an expert computes with other weights from now on.
+  uint64_t weights_version() const {
+    return experts_.placement()->num_version_changes();
+  }
 
  private:
   using Exchange = DispatchHandle::Exchange;

@@ -59,6 +59,7 @@ class ModelRunner {
                                            const TokenDispatcher::Check& check);
 
   const ModelConfig& config() const { return config_; }
+  KvStorage& kv() { return kv_; }
   // Packed weights.
   uint64_t num_bytes() const { return num_bytes_; }
 

@@ -2,7 +2,10 @@
 
 #include <sys/mman.h>
 
+#include <cstring>
+
 #include "absl/strings/str_cat.h"
+#include "common/check.h"
 
 namespace troupe {
 
@@ -10,6 +13,7 @@ absl::StatusOr<std::unique_ptr<KvStorage>> KvStorage::Create(
     size_t num_layers, size_t num_blocks, size_t num_kv_heads,
     size_t head_dim) {
   auto storage = std::unique_ptr<KvStorage>(new KvStorage);
+  storage->num_layers_ = num_layers;
   storage->num_blocks_ = num_blocks;
   storage->num_kv_heads_ = num_kv_heads;
   storage->head_dim_ = head_dim;
@@ -45,6 +49,18 @@ KvCacheView KvStorage::layer(size_t i) const {
   view.keys = data_ + 2 * i * half;
   view.values = view.keys + half;
   return view;
+}
+
+void KvStorage::CopyBlock(size_t from, size_t to) {
+  CHECK_LT(from, num_blocks_);
+  CHECK_LT(to, num_blocks_);
+  for (size_t i = 0; i < num_layers_; ++i) {
+    const KvCacheView view = layer(i);
+    const size_t size = view.block_floats();
+    for (float* half : {view.keys, view.values}) {
+      std::memcpy(half + to * size, half + from * size, size * sizeof(float));
+    }
+  }
 }
 
 }  // namespace troupe

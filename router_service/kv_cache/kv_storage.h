@@ -25,6 +25,8 @@ class KvStorage {
   KvStorage& operator=(const KvStorage&) = delete;
 
   KvCacheView layer(size_t i) const;
+  // Keys and values of all layers.
+  void CopyBlock(size_t from, size_t to);
   size_t num_bytes() const { return num_bytes_; }
 
  private:
@@ -32,6 +34,7 @@ class KvStorage {
 
   float* data_ = nullptr;  // [num_layers][keys, values][num_blocks][block]
   size_t num_bytes_ = 0;
+  size_t num_layers_ = 0;
   size_t num_blocks_ = 0;
   size_t num_kv_heads_ = 0;
   size_t head_dim_ = 0;

@@ -14,12 +14,33 @@ size_t BlocksFor(size_t num_tokens) {
   return (num_tokens + kKvBlockSize - 1) / kKvBlockSize;
 }
 
+// How many tokens of a sequence may come from the cache: all but the last,
+// whose logits tell the next one, and none while logits of the whole prompt are
+// wanted.
+size_t CacheableTokens(const Sequence& sequence) {
+  if (sequence.request.prompt_logprobs && !sequence.prompt_reported) return 0;
+  return sequence.tokens.size() - 1;
+}
+
+BlockManagerOptions BlockOptions(const SchedulerOptions& options,
+                                 size_t num_blocks,
+                                 Scheduler::CopyBlock copy_block) {
+  BlockManagerOptions blocks;
+  blocks.num_blocks = num_blocks;
+  blocks.prefix_cache = options.prefix_cache;
+  blocks.copy_block = std::move(copy_block);
+  return blocks;
+}
+
 }  // namespace
 
-Scheduler::Scheduler(SchedulerOptions options, size_t num_blocks)
-    : options_(options), blocks_(num_blocks) {}
+Scheduler::Scheduler(SchedulerOptions options, size_t num_blocks,
+                     CopyBlock copy_block)
+    : options_(options),
+      blocks_(BlockOptions(options, num_blocks, std::move(copy_block))) {}
 
 void Scheduler::Add(std::unique_ptr<Sequence> sequence) {
+  sequence->prefix.salt = sequence->request.cache_salt;
   waiting_.push_back(std::move(sequence));
 }
 
@@ -49,16 +70,60 @@ std::vector<Chunk> Scheduler::Schedule() {
   while (budget > 0 && !waiting_.empty() &&
          running_.size() < options_.max_sequences) {
     Sequence* sequence = waiting_.front().get();
+    const size_t limit = CacheableTokens(*sequence);
+    const PrefixHit hit =
+        blocks_.Find(sequence->prefix, sequence->tokens, limit);
+    if (IsComing(sequence, hit, limit, chunks)) break;
     const size_t num_tokens =
-        std::min(budget, sequence->tokens.size() - sequence->num_computed);
-    const size_t needed = BlocksFor(sequence->num_computed + num_tokens) -
-                          sequence->block_table.size();
-    if (!blocks_.Allocate(needed, sequence->block_table)) break;
+        std::min(budget, sequence->tokens.size() - hit.num_tokens());
+    const size_t needed =
+        BlocksFor(hit.num_tokens() + num_tokens) - hit.blocks.size();
+    if (!blocks_.Adopt(sequence->prefix, hit, needed, sequence->block_table)) {
+      break;
+    }
+    sequence->num_computed = hit.num_tokens();
+    if (options_.prefix_cache && limit > 0 && sequence->preemptions == 0) {
+      sequence->cached_tokens =
+          std::min(hit.num_tokens(), sequence->prompt_length());
+      num_lookup_tokens_ += sequence->tokens.size();
+      num_hit_tokens_ += hit.num_tokens();
+    }
     running_.splice(running_.end(), waiting_, waiting_.begin());
     chunks.push_back({sequence, num_tokens});
     budget -= num_tokens;
   }
   return chunks;
+}
+
+bool Scheduler::IsComing(Sequence* sequence, const PrefixHit& hit, size_t limit,
+                         const std::vector<Chunk>& chunks) {
+  const size_t k = hit.blocks.size();
+  const size_t end = (k + 1) * kKvBlockSize;
+  if (!options_.prefix_cache || end > limit) return false;
+  for (const Chunk& chunk : chunks) {
+    Sequence& other = *chunk.sequence;
+    if (other.num_computed < end && other.prefix.publishes &&
+        other.num_computed + chunk.num_tokens >= end &&
+        blocks_.HashOf(other.prefix, other.tokens, k) ==
+            blocks_.HashOf(sequence->prefix, sequence->tokens, k)) {
+      return true;
+    }
+  }
+  return false;
+}
+
+void Scheduler::Commit(const std::vector<Chunk>& chunks) {
+  for (const Chunk& chunk : chunks) {
+    Sequence& sequence = *chunk.sequence;
+    sequence.num_computed += chunk.num_tokens;
+    blocks_.Publish(sequence.prefix, sequence.tokens, sequence.num_computed,
+                    sequence.block_table);
+  }
+}
+
+void Scheduler::ForgetPrefixes() {
+  blocks_.ForgetAll();
+  for (const auto& sequence : running_) sequence->prefix.publishes = false;
 }
 
 bool Scheduler::Reserve(Sequence* sequence, size_t num_tokens) {
@@ -75,7 +140,7 @@ bool Scheduler::Reserve(Sequence* sequence, size_t num_tokens) {
 
 void Scheduler::PreemptLast() {
   Sequence* sequence = running_.back().get();
-  blocks_.Free(sequence->block_table);
+  blocks_.Free(sequence->prefix, sequence->block_table);
   sequence->num_computed = 0;
   ++sequence->preemptions;
   ++num_preemptions_;
@@ -88,7 +153,7 @@ std::unique_ptr<Sequence> Scheduler::Remove(Sequence* sequence) {
       if (it->get() != sequence) continue;
       std::unique_ptr<Sequence> removed = std::move(*it);
       list->erase(it);
-      blocks_.Free(removed->block_table);
+      blocks_.Free(removed->prefix, removed->block_table);
       return removed;
     }
   }

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <list>
 #include <memory>
 #include <vector>
@@ -18,6 +19,7 @@ namespace troupe {
 struct SchedulerOptions {
   size_t max_batch_tokens = 512;  // rows of a step
   size_t max_sequences = 64;      // that run at once
+  bool prefix_cache = true;
 };
 
 // Tokens [sequence->num_computed, + num_tokens) of a sequence.
@@ -30,11 +32,20 @@ struct Chunk {
 // token or their next piece of prompt first, in order of arrival; what is left
 // of the step goes to those that wait. When KV blocks run out, the latest
 // arrival among the running ones gives up its blocks and waits, first in line,
-// for a later step; its keys and values are computed again, with the same bits.
+// for a later step; what of its keys and values is not cached any more is
+// computed again, with the same bits.
+//
+// A sequence starts behind the prefix that is cached. While another one
+// computes the very block that it needs next, it waits for the next step, and
+// those behind it wait with it.
+//
 // Not thread-safe: the serving loop's.
 class Scheduler {
  public:
-  Scheduler(SchedulerOptions options, size_t num_blocks);
+  // Copies keys and values of all layers from one block to another.
+  using CopyBlock = std::function<void(int32_t from, int32_t to)>;
+
+  Scheduler(SchedulerOptions options, size_t num_blocks, CopyBlock copy_block);
 
   void Add(std::unique_ptr<Sequence> sequence);
   // Null when it is not (or no longer) here.
@@ -45,6 +56,13 @@ class Scheduler {
   // num_blocks.
   std::vector<Chunk> Schedule();
 
+  // The step was computed: num_computed and the cached prefixes move on.
+  // Before the sequences get their new tokens.
+  void Commit(const std::vector<Chunk>& chunks);
+
+  // Other weights: what was computed so far is of no use to new sequences.
+  void ForgetPrefixes();
+
   // Frees the blocks of a sequence and hands it over.
   std::unique_ptr<Sequence> Remove(Sequence* sequence);
 
@@ -52,9 +70,16 @@ class Scheduler {
   std::vector<Sequence*> Sequences();
   size_t num_running() const { return running_.size(); }
   size_t num_waiting() const { return waiting_.size(); }
+  // Those that are cached included.
   size_t num_free_blocks() const { return blocks_.num_free(); }
+  size_t num_cached_blocks() const { return blocks_.num_cached(); }
   size_t num_blocks() const { return blocks_.num_blocks(); }
   uint64_t num_preemptions() const { return num_preemptions_; }
+  const PrefixCacheStats& cache_stats() const { return blocks_.stats(); }
+  // Tokens that sequences had at their first step, and those of them that were
+  // cached.
+  uint64_t num_lookup_tokens() const { return num_lookup_tokens_; }
+  uint64_t num_hit_tokens() const { return num_hit_tokens_; }
 
   // Blocks and tables agree; waiting sequences hold none.
   absl::Status CheckIntegrity() const;
@@ -64,12 +89,17 @@ class Scheduler {
   // False when `sequence` itself had to give up.
   bool Reserve(Sequence* sequence, size_t num_tokens);
   void PreemptLast();
+  // Whether a chunk of this step computes the block that follows `hit`.
+  bool IsComing(Sequence* sequence, const PrefixHit& hit, size_t limit,
+                const std::vector<Chunk>& chunks);
 
   const SchedulerOptions options_;
   BlockManager blocks_;
   std::list<std::unique_ptr<Sequence>> running_;  // by arrival
   std::list<std::unique_ptr<Sequence>> waiting_;  // next one first
   uint64_t num_preemptions_ = 0;
+  uint64_t num_lookup_tokens_ = 0;
+  uint64_t num_hit_tokens_ = 0;
 };
 
 }  // namespace troupe

@@ -11,6 +11,7 @@
 #include "absl/status/status.h"
 #include "common/clock.h"
 #include "router_service/engine/sampler.h"
+#include "router_service/kv_cache/block_manager.h"
 
 namespace troupe {
 
@@ -32,6 +33,7 @@ struct SequenceEvent {
   absl::Status status;
   uint32_t preemptions = 0;
   double queue_ms = 0.0;
+  size_t cached_tokens = 0;  // of the prompt, at the first step
 };
 
 struct SequenceRequest {
@@ -45,6 +47,7 @@ struct SequenceRequest {
   bool logprobs = false;
   size_t top_logprobs = 0;
   bool prompt_logprobs = false;
+  std::string cache_salt;  // only equal ones share cached prefixes
   SteadyTime deadline = kNoDeadline;
   // Called from the serving loop; must not block. The last call carries
   // finish or an error.
@@ -58,6 +61,8 @@ struct Sequence {
   std::vector<int32_t> tokens;  // prompt and output
   size_t num_computed = 0;      // tokens whose keys and values are cached
   std::vector<int32_t> block_table;
+  PrefixKey prefix;
+  size_t cached_tokens = 0;  // of the prompt, found at the first step
   // [prompt_length], with prompt_logprobs; the first has none.
   std::vector<SequenceToken> prompt_tokens;
   bool prompt_reported = false;

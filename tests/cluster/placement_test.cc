@@ -120,5 +120,22 @@ TEST(PlacementTest, AnExpertNamedTwiceIsOneReplica) {
   EXPECT_THAT(placement.Replicas(0, 1), ElementsAre(3));
 }
 
+TEST(PlacementTest, CountsChangesOfVersionsAcrossAbsences) {
+  const Placement first(0, kAllMoe, kNumExperts,
+                        {Peer(0, {0, 1}, "a"), Peer(1, {2, 3}, "a")});
+  EXPECT_EQ(first.num_version_changes(), 0u);
+  const Placement away(1, kAllMoe, kNumExperts, {Peer(0, {0, 1}, "a")}, &first);
+  EXPECT_EQ(away.num_version_changes(), 0u);
+  const Placement same(2, kAllMoe, kNumExperts,
+                       {Peer(0, {0, 1}, "a"), Peer(1, {2, 3}, "a")}, &away);
+  EXPECT_EQ(same.num_version_changes(), 0u);
+  const Placement other(2, kAllMoe, kNumExperts,
+                        {Peer(0, {0, 1}, "a"), Peer(1, {2, 3}, "b")}, &away);
+  EXPECT_EQ(other.num_version_changes(), 4u);  // two experts of two layers
+  const Placement back(3, kAllMoe, kNumExperts,
+                       {Peer(0, {0, 1}, "a"), Peer(1, {2, 3}, "a")}, &other);
+  EXPECT_EQ(back.num_version_changes(), 8u);
+}
+
 }  // namespace
 }  // namespace troupe

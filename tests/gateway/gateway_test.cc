@@ -194,6 +194,35 @@ TEST_F(GatewayTest, StreamsTokensTextAndUsage) {
               ElementsAre(FakeTokenizer::kEos));
 }
 
+// The cached tokens come with the first response: a stop text may end the
+// choice before the router does.
+TEST_F(GatewayTest, UsageSaysWhatWasCachedForEveryChoice) {
+  AddRouter([](const v1::RouterGenerateRequest& request) {
+    FakeRouterScript script = Recite(kStory, request);
+    const auto seed = static_cast<uint32_t>(request.sampling().seed() % 2);
+    script.responses[0].mutable_usage()->set_cached_tokens(3 + seed);
+    return script;
+  });
+  StartGateway();
+  v1::GenerateRequest request = Prompt("Tell");
+  request.set_n(8);
+  request.set_seed(1);
+  request.add_stop("nce");
+  CallResult result = Generate(request);
+  ASSERT_TRUE(result.status.ok()) << result.status.error_message();
+  EXPECT_EQ(result.choices[0].text, "O");
+  EXPECT_EQ(result.usage.cached_tokens(), 3u);
+  // Never more than the prompt has, whatever a router says.
+  routers_[0]->SetBehaviour([](const v1::RouterGenerateRequest& call) {
+    FakeRouterScript script = Recite(kStory, call);
+    script.responses[0].mutable_usage()->set_cached_tokens(1000);
+    return script;
+  });
+  result = Generate(request);
+  ASSERT_TRUE(result.status.ok()) << result.status.error_message();
+  EXPECT_EQ(result.usage.cached_tokens(), 5u);
+}
+
 TEST_F(GatewayTest, ASeedIsDrawnUsedAndReported) {
   FakeRouter& router = AddRouter(Reciting("a"));
   StartGateway();

@@ -1,6 +1,7 @@
 // The exactness contract (docs/architecture.md): the same prompt and seed give
 // the same bytes, whatever the batch, the number of expert processes, the
-// transport, the replicas, preemption.
+// transport, the replicas, preemption, what was cached.
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <vector>
@@ -60,11 +61,13 @@ LocalClusterOptions LocalOptions() {
   return options;
 }
 
-// Each request alone, one expert group, one thread.
+// Each request alone, one expert group, one thread, nothing cached.
 class ExactnessTest : public testing::Test {
  protected:
   static void SetUpTestSuite() {
-    LocalRouter router(LocalOptions());
+    LocalClusterOptions options = LocalOptions();
+    options.scheduler.prefix_cache = false;
+    LocalRouter router(options);
     requests_ = new std::vector<v1::RouterGenerateRequest>(
         MixedRequests(static_cast<uint32_t>(router.config().vocab_size)));
     alone_ = new std::vector<std::string>();
@@ -197,8 +200,77 @@ INSTANTIATE_TEST_SUITE_P(
         ProcessCase{"eight", 8, 1, false, {}, false},
         ProcessCase{"four_tcp", 4, 1, true, {}, false},
         ProcessCase{"two_with_two_replicas", 2, 2, false, {}, false},
-        ProcessCase{"preempted", 2, 1, false, {"--kv-blocks", "14"}, true}),
+        ProcessCase{"preempted", 2, 1, false, {"--kv-blocks", "14"}, true},
+        ProcessCase{
+            "without_cache", 2, 1, false, {"--no-prefix-cache"}, false}),
     [](const auto& param) { return std::string(param.param.name); });
+
+// Prompts that begin alike, twice, all at once and one after the other, with
+// few blocks and many: the bytes are those of a router without a cache.
+TEST_F(ExactnessTest, CommonPrefixes) {
+  std::vector<v1::RouterGenerateRequest> requests = *requests_;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    // Up to 70 tokens of a common trunk, some ending within a block.
+    const size_t common = 5 * (i % 15);
+    for (size_t t = common; t > 0; --t) {
+      requests[i].mutable_prompt_token_ids()->Add(0);
+    }
+    auto& prompt = *requests[i].mutable_prompt_token_ids();
+    std::rotate(prompt.begin(), prompt.end() - static_cast<int>(common),
+                prompt.end());
+    for (size_t t = 0; t < common; ++t) {
+      prompt[static_cast<int>(t)] = static_cast<uint32_t>(3 * t + 1);
+    }
+  }
+  std::vector<std::string> expected;
+  {
+    LocalClusterOptions options = LocalOptions();
+    options.scheduler.prefix_cache = false;
+    LocalRouter router(options);
+    for (const v1::RouterGenerateRequest& request : requests) {
+      expected.push_back(Generate(router.stub(), request).Bytes());
+    }
+  }
+  for (const char* num_kv_blocks : {"256", "16"}) {
+    SCOPED_TRACE(num_kv_blocks);
+    ProcessClusterOptions options;
+    options.model_dir = ModelDir();
+    options.expert_ranges = SplitExperts(8, 2);
+    options.router_flags = {"--kv-blocks", num_kv_blocks, "--max-batch-tokens",
+                            "40"};
+    ProcessCluster cluster(options);
+    for (int round = 0; round < 2; ++round) {
+      const std::vector<Outcome> outcomes =
+          GenerateAll(cluster.stub(), requests);
+      for (size_t i = 0; i < requests.size(); ++i) {
+        EXPECT_EQ(outcomes[i].Bytes(), expected[i]) << "request " << i;
+      }
+    }
+    uint32_t cached_tokens = 0;
+    for (size_t i = 0; i < requests.size(); ++i) {
+      const Outcome outcome = Generate(cluster.stub(), requests[i]);
+      EXPECT_EQ(outcome.Bytes(), expected[i]) << "request " << i;
+      const v1::RouterUsage& usage = outcome.responses.back().usage();
+      EXPECT_LT(usage.cached_tokens(), requests[i].prompt_token_ids_size());
+      if (requests[i].prompt_logprobs()) {
+        EXPECT_EQ(usage.cached_tokens(), 0u);
+      }
+      cached_tokens += usage.cached_tokens();
+    }
+    // The counters are published after the last step has been reported.
+    v1::RouterStats stats = cluster.Stats();
+    for (int i = 0;
+         i < 1000 && stats.kv_blocks_free() < stats.kv_blocks_total(); ++i) {
+      stats = cluster.Stats();
+    }
+    EXPECT_GT(cached_tokens, 100u);
+    EXPECT_GT(stats.prefix_hit_tokens(), cached_tokens);
+    EXPECT_GT(stats.prefix_copies(), 0u);
+    EXPECT_EQ(stats.kv_blocks_free(), stats.kv_blocks_total());
+    EXPECT_GT(stats.kv_blocks_cached(), 0u);
+    EXPECT_EQ(stats.prefix_evictions() > 0, stats.kv_blocks_total() == 16);
+  }
+}
 
 // Two routers share the expert processes: their rows are merged.
 TEST_F(ExactnessTest, TwoRouters) {

@@ -43,6 +43,7 @@ class Events {
         finish_ = event.finish;
         status_ = event.status;
         preemptions_ = event.preemptions;
+        cached_tokens_ = event.cached_tokens;
         EXPECT_GE(event.queue_ms, 0.0);
       }
     };
@@ -67,6 +68,10 @@ class Events {
   Finish finish() const {
     absl::MutexLock lock(&mu_);
     return finish_;
+  }
+  size_t cached_tokens() const {
+    absl::MutexLock lock(&mu_);
+    return cached_tokens_;
   }
   uint32_t preemptions() const {
     absl::MutexLock lock(&mu_);
@@ -94,6 +99,7 @@ class Events {
   Finish finish_ ABSL_GUARDED_BY(mu_) = Finish::kNot;
   absl::Status status_ ABSL_GUARDED_BY(mu_);
   uint32_t preemptions_ ABSL_GUARDED_BY(mu_) = 0;
+  size_t cached_tokens_ ABSL_GUARDED_BY(mu_) = 0;
 };
 
 // Tokens and the bits of their log-probabilities.
@@ -354,6 +360,65 @@ TEST_P(ServingLoopFamilies, PreemptionChangesNoByte) {
   }
 }
 
+// Prompts that begin alike: in full blocks, within a block, entirely.
+std::vector<SequenceRequest> RequestsWithCommonPrefixes() {
+  std::vector<SequenceRequest> requests;
+  for (uint32_t i = 0; i < 12; ++i) {
+    SequenceRequest request = Request(60, 6 + i, 7);  // all the same
+    const size_t common = i < 3 ? 60 : 8 * (i % 8);
+    for (size_t t = common; t < request.tokens.size(); ++t) {
+      request.tokens[t] = static_cast<int32_t>((t * i + i) % 264);
+    }
+    request.sampling.temperature = i % 3 == 0 ? 0.0f : 0.9f;
+    request.sampling.seed = i;
+    request.logprobs = true;
+    request.prompt_logprobs = i % 5 == 4;
+    requests.push_back(std::move(request));
+  }
+  return requests;
+}
+
+TEST_P(ServingLoopFamilies, ThePrefixCacheChangesNoByte) {
+  TestEngineOptions options;
+  options.architecture = GetParam();
+  options.prefix_cache = false;
+  const std::vector<SequenceRequest> requests = RequestsWithCommonPrefixes();
+  std::vector<std::string> alone;
+  {
+    TestEngine engine(options);
+    for (const SequenceRequest& request : requests) {
+      alone.push_back(RunAlone(engine, request));
+    }
+    EXPECT_EQ(engine.Stats().prefix_lookup_tokens(), 0u);
+    EXPECT_EQ(engine.Stats().kv_blocks_cached(), 0u);
+  }
+  EXPECT_NE(alone[1], alone[2]);
+  options.prefix_cache = true;
+  for (const size_t max_batch_tokens : {64, 9}) {
+    for (const size_t num_kv_blocks : {64, 9}) {
+      SCOPED_TRACE(absl::StrCat(max_batch_tokens, " ", num_kv_blocks));
+      options.max_batch_tokens = max_batch_tokens;
+      options.num_kv_blocks = num_kv_blocks;
+      TestEngine engine(options);
+      EXPECT_EQ(RunTogether(engine, requests), alone);
+      EXPECT_EQ(RunTogether(engine, requests), alone);
+      for (size_t i = 0; i < requests.size(); ++i) {
+        EXPECT_EQ(RunAlone(engine, requests[i]), alone[i]) << i;
+      }
+      ExpectAllFree(engine);
+      const v1::RouterStats stats = engine.Stats();
+      EXPECT_GT(stats.prefix_hit_tokens(), 100u);
+      EXPECT_LT(stats.prefix_hit_tokens(), stats.prefix_lookup_tokens());
+      EXPECT_GT(stats.prefix_copies(), 0u);
+      EXPECT_GT(stats.kv_blocks_cached(), 0u);
+      if (num_kv_blocks == 9) {
+        EXPECT_GT(stats.preemptions(), 0u);
+        EXPECT_GT(stats.prefix_evictions(), 0u);
+      }
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Families, ServingLoopFamilies,
                          testing::Values(Architecture::kLlama,
                                          Architecture::kMixtral,
@@ -533,8 +598,54 @@ TEST(ServingLoopTest, DestructionEndsWhatRunsAndWaits) {
   EXPECT_TRUE(again.Wait().ok());
 }
 
+TEST(ServingLoopTest, SaysHowMuchOfThePromptWasCached) {
+  TestEngine engine;
+  const auto cached = [&](const SequenceRequest& request) {
+    Events events;
+    Submit(engine, request, events);
+    EXPECT_TRUE(events.Wait().ok());
+    return events.cached_tokens();
+  };
+  SequenceRequest request = Request(40, 5);
+  EXPECT_EQ(cached(request), 0u);
+  EXPECT_EQ(cached(request), 39u);
+  // Another salt is another world.
+  request.cache_salt = "s";
+  EXPECT_EQ(cached(request), 0u);
+  EXPECT_EQ(cached(request), 39u);
+  request.prompt_logprobs = true;
+  EXPECT_EQ(cached(request), 0u);
+  // Tokens of an earlier attempt are not of the prompt.
+  SequenceRequest rest = Request(40, 20);
+  Events whole;
+  Submit(engine, rest, whole);
+  ASSERT_TRUE(whole.Wait().ok());
+  const std::vector<int32_t> ids = whole.ids();
+  rest.tokens.insert(rest.tokens.end(), ids.begin(), ids.begin() + 15);
+  EXPECT_EQ(cached(rest), 40u);
+}
+
+// What a sequence has said is part of the prefix: the next turn of a talk
+// computes only what is new.
+TEST(ServingLoopTest, TheAnswerIsCachedToo) {
+  TestEngine engine;
+  SequenceRequest request = Request(20, 30);
+  Events first;
+  Submit(engine, request, first);
+  ASSERT_TRUE(first.Wait().ok());
+  for (const int32_t id : first.ids()) request.tokens.push_back(id);
+  request.tokens.insert(request.tokens.end(), {5, 6, 7});
+  request.prompt_length = request.tokens.size();
+  Events second;
+  Submit(engine, request, second);
+  ASSERT_TRUE(second.Wait().ok());
+  // All but the last token of the answer was computed, and the new ones.
+  EXPECT_EQ(second.cached_tokens(), 49u);
+}
+
 TEST(ServingLoopTest, CountsWhatItDid) {
   TestEngineOptions options;
+  options.prefix_cache = false;
   options.architecture = Architecture::kQwen2Moe;
   TestEngine engine(options);
   RunAlone(engine, Request(10, 5));
@@ -579,6 +690,56 @@ TEST(ServingLoopTest, WaitsForExpertsThatAreAway) {
   }
   ASSERT_TRUE(events.Wait().ok());
   EXPECT_EQ(absl::StrCat("|", Bytes(events.tokens())), expected);
+}
+
+// Another version of an expert: what was computed with the old one is not
+// found.
+TEST(ServingLoopTest, OtherWeightsDropTheCache) {
+  TestEngine engine(MoeOptions());
+  const SequenceRequest request = Request(40, 3);
+  const auto cached = [&] {
+    Events events;
+    Submit(engine, request, events);
+    EXPECT_TRUE(events.Wait().ok());
+    return events.cached_tokens();
+  };
+  EXPECT_EQ(cached(), 0u);
+  // Away and back with the same content: nothing has changed.
+  engine.expert_switch(1).GoAway();
+  engine.expert_switch(1).ComeBack();
+  engine.expert_switch(1).WaitUntilKnown();
+  EXPECT_EQ(cached(), 39u);
+  v1::ExpertDescription description =
+      engine.experts()->Describe()[1].description();
+  for (v1::ExpertVersion& version : *description.mutable_experts()) {
+    version.set_content_hash("other");
+  }
+  engine.expert_switch(1).Describe(description);
+  EXPECT_EQ(cached(), 0u);
+  EXPECT_EQ(cached(), 39u);
+}
+
+// A step that is broken off and run again has routed its tokens once.
+TEST(ServingLoopTest, ABrokenOffStepIsNotCounted) {
+  TestEngine engine(MoeOptions());
+  engine.expert_switch(1).GoAway();
+  Events cancelled;
+  Events patient;
+  Submit(engine, Request(20, 5, 1), patient);
+  const uint64_t id = Submit(engine, Request(20, 5, 2), cancelled);
+  engine.loop().Cancel(id);
+  EXPECT_EQ(cancelled.Wait().code(), absl::StatusCode::kCancelled);
+  engine.expert_switch(1).ComeBack();
+  ASSERT_TRUE(patient.Wait().ok());
+  // The counters are published before the next step: 20 of the prompt and 4 of
+  // the output.
+  const HeldLoop next(engine.loop());
+  const v1::RouterStats stats = engine.Stats();
+  for (const v1::LayerLoad& load : stats.layer_load()) {
+    uint64_t copies = 0;
+    for (const uint64_t tokens : load.tokens_per_expert()) copies += tokens;
+    EXPECT_EQ(copies, 24u * 2);
+  }
 }
 
 TEST(ServingLoopTest, ADeadlineWithoutExpertsNamesOne) {

@@ -52,6 +52,15 @@ class SwitchablePeer final : public ExpertPeer {
       absl::MutexLock lock(&mu);
       reachable = true;
     }
+    // The process says something new of itself.
+    void Describe(const v1::ExpertDescription& description) {
+      Listener* told = nullptr;
+      {
+        absl::MutexLock lock(&mu);
+        told = listener;
+      }
+      told->OnDescription(description);
+    }
     void WaitUntilKnown() {
       absl::MutexLock lock(&mu);
       mu.Await(absl::Condition(&known));
@@ -97,6 +106,7 @@ struct TestEngineOptions {
   size_t max_batch_tokens = 64;
   size_t max_sequences = 16;
   size_t max_queued_sequences = 256;
+  bool prefix_cache = true;
 };
 
 // Owns all of it; a model with experts has them in two processes, 0-2 and 3-4.
@@ -165,6 +175,7 @@ class TestEngine {
     ServingLoopOptions options;
     options.scheduler.max_batch_tokens = options_.max_batch_tokens;
     options.scheduler.max_sequences = options_.max_sequences;
+    options.scheduler.prefix_cache = options_.prefix_cache;
     options.num_kv_blocks = options_.num_kv_blocks;
     options.max_queued_sequences = options_.max_queued_sequences;
     loop_ = std::make_unique<ServingLoop>(options, *runner_, dispatcher_.get(),

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <memory>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -25,9 +26,10 @@ struct Flags {
   size_t concurrency = 1;
   double rate = 0;  // 0: closed loop
   size_t prompt_tokens = 32;
+  size_t shared_prefix_tokens = 0;
   uint32_t max_tokens = 64;
   size_t warmup = 1;
-  uint64_t seed = 1;
+  uint32_t seed = std::random_device()();
   double timeout_s = 0;
   bool json = false;
 };
@@ -46,9 +48,11 @@ v1::GenerateRequest MakeRequest(const Flags& flags, const v1::ModelInfo& model,
   std::vector<uint32_t> excluded(model.eos_token_ids().begin(),
                                  model.eos_token_ids().end());
   std::sort(excluded.begin(), excluded.end());
-  const uint64_t seed = (flags.seed << 32) + index;
+  const uint64_t shared_seed = uint64_t{flags.seed} << 32;
+  const uint64_t seed = shared_seed + 1 + index;
   const std::vector<uint32_t> prompt =
-      RandomPrompt(flags.prompt_tokens, model.vocab_size(), excluded, seed);
+      RandomPrompt(flags.prompt_tokens, flags.shared_prefix_tokens,
+                   model.vocab_size(), excluded, shared_seed, seed);
   v1::GenerateRequest request;
   request.mutable_tokens()->mutable_token_ids()->Add(prompt.begin(),
                                                      prompt.end());
@@ -64,8 +68,13 @@ std::string DescribeLoad(const Flags& flags, const v1::ModelInfo& model) {
       flags.rate > 0
           ? absl::StrCat("open loop, ", flags.rate, " requests/s")
           : absl::StrCat("closed loop, ", flags.concurrency, " at a time");
+  const std::string shared =
+      flags.shared_prefix_tokens > 0
+          ? absl::StrCat(" (", flags.shared_prefix_tokens, " in common)")
+          : "";
   return absl::StrCat(model.name(), ": ", loop, ", ", flags.prompt_tokens,
-                      " prompt and ", flags.max_tokens, " output tokens");
+                      " prompt", shared, " and ", flags.max_tokens,
+                      " output tokens, seed ", flags.seed);
 }
 
 int Run(const Flags& flags) {
@@ -87,6 +96,13 @@ int Run(const Flags& flags) {
                  "troupe: --prompt-tokens %zu and --max-tokens %u do not fit "
                  "the model's context of %u tokens\n",
                  flags.prompt_tokens, flags.max_tokens, model->max_context());
+    return kExitUsage;
+  }
+  if (flags.shared_prefix_tokens > flags.prompt_tokens) {
+    std::fprintf(stderr,
+                 "troupe: --shared-prefix-tokens %zu is more than "
+                 "--prompt-tokens %zu\n",
+                 flags.shared_prefix_tokens, flags.prompt_tokens);
     return kExitUsage;
   }
   const bool terminal = IsTerminal(STDERR_FILENO);
@@ -163,15 +179,20 @@ Command AddBench(CLI::App& parent) {
                   "Random tokens per prompt")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
+  app->add_option("--shared-prefix-tokens", flags->shared_prefix_tokens,
+                  "Of them, tokens that all prompts begin with")
+      ->check(CLI::Range(0, 1 << 20))
+      ->capture_default_str();
   app->add_option("--max-tokens", flags->max_tokens,
                   "Tokens generated per request (the end token is ignored)")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
   app->add_option("--warmup", flags->warmup, "Requests that do not count")
       ->capture_default_str();
-  app->add_option("--seed", flags->seed, "Of prompts and arrivals")
-      ->check(CLI::Range(0u, 4294967295u))
-      ->capture_default_str();
+  app->add_option("--seed", flags->seed,
+                  "Of prompts and arrivals; default: drawn, since the prompts "
+                  "of an earlier run may be cached")
+      ->check(CLI::Range(0u, 4294967295u));
   app->add_option("--timeout", flags->timeout_s, "Seconds per request; 0: none")
       ->check(CLI::Range(0.0, 86400.0));
   app->add_flag("--json", flags->json, "The report as JSON");
@@ -182,6 +203,7 @@ Command AddBench(CLI::App& parent) {
       "Examples:\n"
       "  troupe bench --concurrency 8 --requests 64\n"
       "  troupe bench --prompt-tokens 512 --max-tokens 1    # prefill\n"
+      "  troupe bench --prompt-tokens 512 --shared-prefix-tokens 480\n"
       "  troupe bench --rate 4 --duration 60 --json");
   return {app, [flags] { return Run(*flags); }};
 }

@@ -45,6 +45,7 @@ BenchReport MakeReport(const std::vector<BenchRecord>& records) {
       continue;
     }
     report.prompt_tokens += record.prompt_tokens;
+    report.cached_tokens += record.cached_tokens;
     report.output_tokens += record.output_tokens;
     ttft_ms.push_back(1000 * (record.first_token_s - record.intended_s));
     e2e_ms.push_back(1000 * (record.end_s - record.intended_s));
@@ -71,11 +72,16 @@ BenchReport MakeReport(const std::vector<BenchRecord>& records) {
 std::string FormatReport(const BenchReport& report) {
   std::string text = absl::StrFormat(
       "%d requests in %.2f s, %d failed\n"
-      "%.2f requests/s, %.1f output tokens/s, %.1f prompt tokens/s\n\n"
+      "%.2f requests/s, %.1f output tokens/s, %.1f prompt tokens/s "
+      "(%.0f%% cached)\n\n"
       "%-10s %10s %10s %10s %10s %10s\n",
       report.requests, report.wall_s, report.failures, report.requests_per_s,
-      report.output_tokens_per_s, report.prompt_tokens_per_s, "ms", "mean",
-      "p50", "p90", "p99", "max");
+      report.output_tokens_per_s, report.prompt_tokens_per_s,
+      report.prompt_tokens > 0
+          ? 100.0 * static_cast<double>(report.cached_tokens) /
+                static_cast<double>(report.prompt_tokens)
+          : 0.0,
+      "ms", "mean", "p50", "p90", "p99", "max");
   text += Row("TTFT", report.ttft_ms);
   text += Row("TPOT", report.tpot_ms);
   text += Row("E2E", report.e2e_ms);
@@ -92,6 +98,7 @@ std::string ReportJson(const BenchReport& report) {
       {"first_error", report.first_error},
       {"wall_s", report.wall_s},
       {"prompt_tokens", report.prompt_tokens},
+      {"cached_tokens", report.cached_tokens},
       {"output_tokens", report.output_tokens},
       {"requests_per_s", report.requests_per_s},
       {"output_tokens_per_s", report.output_tokens_per_s},
@@ -115,13 +122,15 @@ std::vector<double> PoissonArrivals(double rate_per_s, size_t count,
   return times;
 }
 
-std::vector<uint32_t> RandomPrompt(size_t num_tokens, uint32_t vocab_size,
+std::vector<uint32_t> RandomPrompt(size_t num_tokens, size_t num_shared,
+                                   uint32_t vocab_size,
                                    const std::vector<uint32_t>& excluded,
-                                   uint64_t seed) {
+                                   uint64_t shared_seed, uint64_t seed) {
   CHECK(excluded.size() < vocab_size);
-  std::mt19937_64 random(seed);
+  std::mt19937_64 random(shared_seed);
   std::vector<uint32_t> token_ids;
   while (token_ids.size() < num_tokens) {
+    if (token_ids.size() == num_shared) random.seed(seed);
     const auto token_id = static_cast<uint32_t>(random() % vocab_size);
     if (!std::binary_search(excluded.begin(), excluded.end(), token_id)) {
       token_ids.push_back(token_id);

@@ -20,6 +20,7 @@ struct BenchRecord {
   double first_token_s = 0;
   double end_s = 0;
   size_t prompt_tokens = 0;
+  size_t cached_tokens = 0;  // of the prompt
   size_t output_tokens = 0;
   bool ok = false;
   std::string error;  // when not ok
@@ -31,6 +32,7 @@ struct BenchReport {
   std::string first_error;
   double wall_s = 0;         // start of the first to the end of the last
   size_t prompt_tokens = 0;  // of requests that succeeded; so are the rest
+  size_t cached_tokens = 0;
   size_t output_tokens = 0;
   double requests_per_s = 0;
   double output_tokens_per_s = 0;
@@ -51,10 +53,12 @@ std::string ReportJson(const BenchReport& report);
 std::vector<double> PoissonArrivals(double rate_per_s, size_t count,
                                     uint64_t seed);
 
-// A prompt of random tokens, none of which is in `excluded` (ascending).
-std::vector<uint32_t> RandomPrompt(size_t num_tokens, uint32_t vocab_size,
+// A prompt of random tokens, none of which is in `excluded` (ascending). The
+// first `num_shared` of them depend on `shared_seed`, the others on `seed`.
+std::vector<uint32_t> RandomPrompt(size_t num_tokens, size_t num_shared,
+                                   uint32_t vocab_size,
                                    const std::vector<uint32_t>& excluded,
-                                   uint64_t seed);
+                                   uint64_t shared_seed, uint64_t seed);
 
 }  // namespace troupe
 

@@ -31,6 +31,7 @@ nlohmann::json UsageJson(const v1::Usage& usage) {
   return {{"prompt_tokens", usage.prompt_tokens()},
           {"completion_tokens", usage.completion_tokens()},
           {"total_tokens", usage.total_tokens()},
+          {"cached_tokens", usage.cached_tokens()},
           {"seed", usage.seed()},
           {"request_id", usage.request_id()},
           {"preemptions", usage.preemptions()},

@@ -95,9 +95,13 @@ std::string DescribeUsage(const v1::Usage& usage) {
         absl::StrFormat(", %.1f tokens/s",
                         1000.0 * (usage.completion_tokens() - 1) / decode_ms);
   }
-  return absl::StrFormat("%d + %d tokens, first after %.0f ms%s, seed %d",
-                         usage.prompt_tokens(), usage.completion_tokens(),
-                         usage.ttft_ms(), rate, usage.seed());
+  std::string cached;
+  if (usage.cached_tokens() > 0) {
+    cached = absl::StrFormat(" (%d cached)", usage.cached_tokens());
+  }
+  return absl::StrFormat(
+      "%d%s + %d tokens, first after %.0f ms%s, seed %d", usage.prompt_tokens(),
+      cached, usage.completion_tokens(), usage.ttft_ms(), rate, usage.seed());
 }
 
 }  // namespace troupe

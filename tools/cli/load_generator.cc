@@ -68,6 +68,7 @@ class LoadGenerator::State::Request final
     }
     if (response_.has_usage()) {
       record_.prompt_tokens = response_.usage().prompt_tokens();
+      record_.cached_tokens = response_.usage().cached_tokens();
     }
     StartRead(&response_);
   }

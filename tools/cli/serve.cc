@@ -287,6 +287,9 @@ void AddLimitFlags(CLI::App& app, Flags& flags) {
   app.add_option("--max-queued", serve.max_queued,
                  "Sequences that wait at a router")
       ->group(group);
+  app.add_flag("--no-prefix-cache", serve.no_prefix_cache,
+               "Routers compute every prompt anew")
+      ->group(group);
   app.add_option("--max-requests", serve.max_requests,
                  "Requests in progress at the gateway")
       ->group(group);

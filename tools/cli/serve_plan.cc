@@ -108,6 +108,9 @@ absl::StatusOr<std::vector<ProcessSpec>> PlanProcesses(
                   options.max_batch_tokens);
     AddUnlessZero(process.arguments, "--max-sequences", options.max_sequences);
     AddUnlessZero(process.arguments, "--max-queued", options.max_queued);
+    if (options.no_prefix_cache) {
+      process.arguments.push_back("--no-prefix-cache");
+    }
     router_addresses.push_back(process.address);
     processes.push_back(std::move(process));
   }

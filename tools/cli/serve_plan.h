@@ -29,6 +29,7 @@ struct ServeOptions {
   size_t max_queued = 0;
   size_t max_requests = 0;
   size_t queue_rows = 0;
+  bool no_prefix_cache = false;
   int drain_seconds = 30;
   std::string log_level = "info";
 

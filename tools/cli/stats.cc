@@ -71,12 +71,16 @@ std::string PeerLine(const v1::ExpertPeer& peer) {
 std::string RouterLines(const v1::RouterStats& router) {
   const double steps = std::max<double>(static_cast<double>(router.steps()), 1);
   std::string text = absl::StrFormat(
-      "%s: %d running, %d waiting; KV %d of %d blocks free; %s resident\n"
+      "%s: %d running, %d waiting; KV %d of %d blocks free (%d cached); %s "
+      "resident\n"
       "  %s steps of %.2f ms (%.0f%% waiting for experts), %d preemptions\n"
       "  tokens: prefill %s, decode %s\n"
+      "  prefix cache: %s of %s tokens found (%.0f%%), %d blocks copied, %d "
+      "evicted\n"
       "  copies: dispatched %s, resent %d, refused %d, dropped %d\n",
       router.name(), router.running_sequences(), router.waiting_sequences(),
       router.kv_blocks_free(), router.kv_blocks_total(),
+      router.kv_blocks_cached(),
       FormatBytes(static_cast<double>(router.resident_bytes())),
       FormatCount(static_cast<double>(router.steps())),
       1000 * router.step_seconds() / steps,
@@ -86,6 +90,13 @@ std::string RouterLines(const v1::RouterStats& router) {
       router.preemptions(),
       FormatCount(static_cast<double>(router.prefill_tokens())),
       FormatCount(static_cast<double>(router.decode_tokens())),
+      FormatCount(static_cast<double>(router.prefix_hit_tokens())),
+      FormatCount(static_cast<double>(router.prefix_lookup_tokens())),
+      router.prefix_lookup_tokens() > 0
+          ? 100.0 * static_cast<double>(router.prefix_hit_tokens()) /
+                static_cast<double>(router.prefix_lookup_tokens())
+          : 0.0,
+      router.prefix_copies(), router.prefix_evictions(),
       FormatCount(static_cast<double>(router.copies_dispatched())),
       router.copies_resent(), router.copies_refused(), router.copies_dropped());
   if (router.peers_size() > 0) {

@@ -39,6 +39,31 @@ TEST(KvStorageTest, EveryFloatBelongsToOneLayerAndHalf) {
   }
 }
 
+TEST(KvStorageTest, CopiesABlockOfAllLayers) {
+  constexpr size_t kLayers = 3;
+  const auto kv = *KvStorage::Create(kLayers, 4, 2, 6);
+  const size_t size = kv->layer(0).block_floats();
+  const auto fill = [&] {
+    float next = 0.0f;
+    for (size_t layer = 0; layer < kLayers; ++layer) {
+      for (float* half : {kv->layer(layer).keys, kv->layer(layer).values}) {
+        for (size_t i = 0; i < 4 * size; ++i) half[i] = next++;
+      }
+    }
+  };
+  fill();
+  kv->CopyBlock(3, 1);
+  float next = 0.0f;
+  for (size_t layer = 0; layer < kLayers; ++layer) {
+    for (const float* half : {kv->layer(layer).keys, kv->layer(layer).values}) {
+      for (size_t i = 0; i < 4 * size; ++i, ++next) {
+        const bool copied = i / size == 1;
+        ASSERT_EQ(half[i], next + (copied ? 2.0f * float(size) : 0.0f)) << i;
+      }
+    }
+  }
+}
+
 TEST(KvStorageTest, PagesCostNothingBeforeTheyAreWritten) {
   const uint64_t before = ResidentBytes();
   const auto kv = *KvStorage::Create(32, 4096, 8, 128);

@@ -41,10 +41,10 @@ std::vector<std::pair<uint64_t, size_t>> Ids(const std::vector<Chunk>& chunks) {
 
 // What the serving loop does after a step: the chunk is computed, and who has
 // no token left to compute gets a new one.
-void Commit(const std::vector<Chunk>& chunks) {
+void Commit(Scheduler& scheduler, const std::vector<Chunk>& chunks) {
+  scheduler.Commit(chunks);
   for (const Chunk& chunk : chunks) {
     Sequence& sequence = *chunk.sequence;
-    sequence.num_computed += chunk.num_tokens;
     ASSERT_LE(sequence.num_computed, sequence.tokens.size());
     if (sequence.num_computed == sequence.tokens.size()) {
       sequence.tokens.push_back(8);
@@ -52,22 +52,26 @@ void Commit(const std::vector<Chunk>& chunks) {
   }
 }
 
+void NoCopy(int32_t, int32_t) {}
+
+// Without the prefix cache, which has its own tests below.
 SchedulerOptions Options(size_t max_batch_tokens, size_t max_sequences) {
   SchedulerOptions options;
+  options.prefix_cache = false;
   options.max_batch_tokens = max_batch_tokens;
   options.max_sequences = max_sequences;
   return options;
 }
 
 TEST(SchedulerTest, NothingToDo) {
-  Scheduler scheduler(Options(8, 4), 10);
+  Scheduler scheduler(Options(8, 4), 10, &NoCopy);
   EXPECT_THAT(scheduler.Schedule(), IsEmpty());
   EXPECT_EQ(scheduler.Find(1), nullptr);
   EXPECT_TRUE(scheduler.CheckIntegrity().ok());
 }
 
 TEST(SchedulerTest, PromptsAreCutByTheBudget) {
-  Scheduler scheduler(Options(8, 4), 10);
+  Scheduler scheduler(Options(8, 4), 10, &NoCopy);
   scheduler.Add(NewSequence(1, 20));
   scheduler.Add(NewSequence(2, 3));
   for (const auto& expected :
@@ -76,36 +80,36 @@ TEST(SchedulerTest, PromptsAreCutByTheBudget) {
     const std::vector<Chunk> chunks = scheduler.Schedule();
     EXPECT_EQ(Ids(chunks), expected);
     ASSERT_TRUE(scheduler.CheckIntegrity().ok());
-    Commit(chunks);
+    Commit(scheduler, chunks);
   }
 }
 
 TEST(SchedulerTest, DecodesGoBeforeNewPrompts) {
-  Scheduler scheduler(Options(4, 4), 10);
+  Scheduler scheduler(Options(4, 4), 10, &NoCopy);
   scheduler.Add(NewSequence(1, 2));
-  Commit(scheduler.Schedule());
+  Commit(scheduler, scheduler.Schedule());
   scheduler.Add(NewSequence(2, 9));
   std::vector<Chunk> chunks = scheduler.Schedule();
   EXPECT_THAT(Ids(chunks), ElementsAre(Pair(1, 1), Pair(2, 3)));
-  Commit(chunks);
+  Commit(scheduler, chunks);
   EXPECT_THAT(Ids(scheduler.Schedule()), ElementsAre(Pair(1, 1), Pair(2, 3)));
 }
 
 TEST(SchedulerTest, NoMoreThanMaxSequencesRun) {
-  Scheduler scheduler(Options(100, 2), 100);
+  Scheduler scheduler(Options(100, 2), 100, &NoCopy);
   for (uint64_t id = 1; id <= 3; ++id) scheduler.Add(NewSequence(id, 4));
   std::vector<Chunk> chunks = scheduler.Schedule();
   EXPECT_THAT(Ids(chunks), ElementsAre(Pair(1, 4), Pair(2, 4)));
   EXPECT_EQ(scheduler.num_running(), 2u);
   EXPECT_EQ(scheduler.num_waiting(), 1u);
-  Commit(chunks);
+  Commit(scheduler, chunks);
   scheduler.Remove(scheduler.Find(1));
   EXPECT_THAT(Ids(scheduler.Schedule()), ElementsAre(Pair(2, 1), Pair(3, 4)));
 }
 
 // An aborted step is scheduled again, as it was.
 TEST(SchedulerTest, AStepThatWasNotCommittedComesAgain) {
-  Scheduler scheduler(Options(6, 4), 10);
+  Scheduler scheduler(Options(6, 4), 10, &NoCopy);
   scheduler.Add(NewSequence(1, 4));
   scheduler.Add(NewSequence(2, 4));
   const auto first = Ids(scheduler.Schedule());
@@ -114,25 +118,25 @@ TEST(SchedulerTest, AStepThatWasNotCommittedComesAgain) {
 }
 
 TEST(SchedulerTest, BlocksComeWithThePositions) {
-  Scheduler scheduler(Options(100, 4), 10);
+  Scheduler scheduler(Options(100, 4), 10, &NoCopy);
   scheduler.Add(NewSequence(1, kKvBlockSize - 1));
   Sequence* sequence = scheduler.Find(1);
-  Commit(scheduler.Schedule());
+  Commit(scheduler, scheduler.Schedule());
   EXPECT_EQ(sequence->block_table.size(), 1u);
-  Commit(scheduler.Schedule());  // position 15, the block's last
+  Commit(scheduler, scheduler.Schedule());  // position 15, the block's last
   EXPECT_EQ(sequence->block_table.size(), 1u);
-  Commit(scheduler.Schedule());
+  Commit(scheduler, scheduler.Schedule());
   EXPECT_EQ(sequence->block_table.size(), 2u);
   EXPECT_EQ(scheduler.num_free_blocks(), 8u);
 }
 
 TEST(SchedulerTest, TheLatestArrivalGivesUpItsBlocks) {
   // Each has a full block; three blocks in all.
-  Scheduler scheduler(Options(100, 4), 3);
+  Scheduler scheduler(Options(100, 4), 3, &NoCopy);
   for (uint64_t id = 1; id <= 3; ++id) {
     scheduler.Add(NewSequence(id, kKvBlockSize));
   }
-  Commit(scheduler.Schedule());
+  Commit(scheduler, scheduler.Schedule());
   Sequence* last = scheduler.Find(3);
   // 1 takes the block of 3; 2 finds none and gives up itself.
   std::vector<Chunk> chunks = scheduler.Schedule();
@@ -144,7 +148,7 @@ TEST(SchedulerTest, TheLatestArrivalGivesUpItsBlocks) {
   EXPECT_EQ(last->tokens.size(), kKvBlockSize + 1);  // what it has said stays
   EXPECT_EQ(scheduler.num_waiting(), 2u);
   ASSERT_TRUE(scheduler.CheckIntegrity().ok());
-  Commit(chunks);
+  Commit(scheduler, chunks);
 
   // 2 was here before 3 and before whoever comes now.
   scheduler.Add(NewSequence(4, 1));
@@ -152,7 +156,7 @@ TEST(SchedulerTest, TheLatestArrivalGivesUpItsBlocks) {
   scheduler.Remove(scheduler.Find(1));
   chunks = scheduler.Schedule();
   EXPECT_THAT(Ids(chunks), ElementsAre(Pair(2, kKvBlockSize + 1)));
-  Commit(chunks);
+  Commit(scheduler, chunks);
   scheduler.Remove(scheduler.Find(2));
   EXPECT_THAT(Ids(scheduler.Schedule()),
               ElementsAre(Pair(3, kKvBlockSize + 1), Pair(4, 1)));
@@ -160,12 +164,12 @@ TEST(SchedulerTest, TheLatestArrivalGivesUpItsBlocks) {
 
 // The blocks that it gave up are not taken back in the same step.
 TEST(SchedulerTest, NobodyIsAdmittedInAStepThatPreempts) {
-  Scheduler scheduler(Options(20, 4), 6);
+  Scheduler scheduler(Options(20, 4), 6, &NoCopy);
   scheduler.Add(NewSequence(1, kKvBlockSize));
   scheduler.Add(NewSequence(2, 4 * kKvBlockSize));
   std::vector<Chunk> chunks;
   while (scheduler.num_preemptions() == 0) {
-    Commit(chunks);
+    Commit(scheduler, chunks);
     chunks = scheduler.Schedule();
   }
   // A first piece of 2 would fit, now that it gave up all its blocks.
@@ -174,7 +178,7 @@ TEST(SchedulerTest, NobodyIsAdmittedInAStepThatPreempts) {
 }
 
 TEST(SchedulerTest, RemoveFreesWhateverItsState) {
-  Scheduler scheduler(Options(10, 4), 4);
+  Scheduler scheduler(Options(10, 4), 4, &NoCopy);
   for (uint64_t id = 1; id <= 3; ++id) scheduler.Add(NewSequence(id, 8));
   scheduler.Schedule();
   EXPECT_EQ(scheduler.num_running(), 2u);
@@ -188,7 +192,7 @@ TEST(SchedulerTest, RemoveFreesWhateverItsState) {
 }
 
 TEST(SchedulerTest, IntegrityNotices) {
-  Scheduler scheduler(Options(10, 4), 4);
+  Scheduler scheduler(Options(10, 4), 4, &NoCopy);
   scheduler.Add(NewSequence(1, 8));
   scheduler.Schedule();
   Sequence* sequence = scheduler.Find(1);
@@ -203,6 +207,166 @@ TEST(SchedulerTest, IntegrityNotices) {
   EXPECT_TRUE(scheduler.CheckIntegrity().ok());
 }
 
+// The same, with the prefix cache.
+SchedulerOptions CacheOptions(size_t max_batch_tokens, size_t max_sequences) {
+  SchedulerOptions options = Options(max_batch_tokens, max_sequences);
+  options.prefix_cache = true;
+  return options;
+}
+
+std::unique_ptr<Sequence> WithTokens(uint64_t seq_id,
+                                     const std::vector<int32_t>& tokens) {
+  auto sequence = NewSequence(seq_id, tokens.size());
+  sequence->tokens = tokens;
+  return sequence;
+}
+
+// `length` tokens, the same ones up to `fork`.
+std::vector<int32_t> Forked(size_t length, size_t fork, int32_t branch) {
+  std::vector<int32_t> tokens(length, branch);
+  for (size_t i = 0; i < fork; ++i) tokens[i] = static_cast<int32_t>(i);
+  return tokens;
+}
+
+TEST(PrefixScheduleTest, StartsBehindWhatIsCached) {
+  std::vector<std::pair<int32_t, int32_t>> copies;
+  Scheduler scheduler(CacheOptions(100, 4), 20, [&](int32_t from, int32_t to) {
+    copies.emplace_back(from, to);
+  });
+  scheduler.Add(WithTokens(1, Forked(50, 40, 100)));
+  Commit(scheduler, scheduler.Schedule());
+  EXPECT_EQ(scheduler.Find(1)->cached_tokens, 0u);
+  scheduler.Add(WithTokens(2, Forked(60, 40, 200)));
+  const std::vector<Chunk> chunks = scheduler.Schedule();
+  EXPECT_THAT(Ids(chunks), ElementsAre(Pair(1, 1), Pair(2, 20)));
+  Sequence& first = *scheduler.Find(1);
+  Sequence& second = *scheduler.Find(2);
+  EXPECT_EQ(second.num_computed, 40u);
+  EXPECT_EQ(second.cached_tokens, 40u);
+  // Two full blocks are shared, the third is copied.
+  EXPECT_EQ(second.block_table[1], first.block_table[1]);
+  EXPECT_THAT(copies,
+              ElementsAre(Pair(first.block_table[2], second.block_table[2])));
+  EXPECT_EQ(scheduler.num_lookup_tokens(), 110u);
+  EXPECT_EQ(scheduler.num_hit_tokens(), 40u);
+  ASSERT_TRUE(scheduler.CheckIntegrity().ok());
+  // A step that was broken off is the same again.
+  EXPECT_EQ(Ids(scheduler.Schedule()), Ids(chunks));
+  EXPECT_THAT(copies, testing::SizeIs(1));
+}
+
+TEST(PrefixScheduleTest, OnlyWhatWasComputedIsShared) {
+  Scheduler scheduler(CacheOptions(20, 4), 20, &NoCopy);
+  scheduler.Add(WithTokens(1, Forked(50, 50, 0)));
+  Commit(scheduler, scheduler.Schedule());
+  scheduler.Schedule();  // broken off
+  scheduler.Remove(scheduler.Find(1));
+  scheduler.Add(WithTokens(2, Forked(50, 50, 0)));
+  EXPECT_THAT(Ids(scheduler.Schedule()), ElementsAre(Pair(2, 20)));
+  EXPECT_EQ(scheduler.Find(2)->num_computed, 20u);
+}
+
+// Those that come together are not computed side by side.
+TEST(PrefixScheduleTest, WaitsForABlockThatAnotherComputes) {
+  Scheduler scheduler(CacheOptions(100, 4), 40, &NoCopy);
+  for (uint64_t id = 1; id <= 3; ++id) {
+    scheduler.Add(WithTokens(id, Forked(70, 64, 100 * id)));
+  }
+  std::vector<Chunk> chunks = scheduler.Schedule();
+  EXPECT_THAT(Ids(chunks), ElementsAre(Pair(1, 70)));
+  Commit(scheduler, chunks);
+  chunks = scheduler.Schedule();
+  EXPECT_THAT(Ids(chunks), ElementsAre(Pair(1, 1), Pair(2, 6), Pair(3, 6)));
+  // A long common beginning, in steps: the second stays behind the first.
+  scheduler.Remove(scheduler.Find(1));
+  scheduler.Remove(scheduler.Find(2));
+  scheduler.Remove(scheduler.Find(3));
+  scheduler.ForgetPrefixes();
+  scheduler.Add(WithTokens(4, Forked(170, 170, 0)));
+  scheduler.Add(WithTokens(5, Forked(170, 120, 900)));
+  chunks = scheduler.Schedule();
+  EXPECT_THAT(Ids(chunks), ElementsAre(Pair(4, 100)));
+  Commit(scheduler, chunks);
+  // 4 computes all of 120: 5 waits for the block that ends at 112.
+  chunks = scheduler.Schedule();
+  EXPECT_THAT(Ids(chunks), ElementsAre(Pair(4, 70)));
+  Commit(scheduler, chunks);
+  EXPECT_THAT(Ids(scheduler.Schedule()), ElementsAre(Pair(4, 1), Pair(5, 50)));
+}
+
+TEST(PrefixScheduleTest, ShortPromptsDoNotWait) {
+  Scheduler scheduler(CacheOptions(100, 4), 40, &NoCopy);
+  scheduler.Add(WithTokens(1, Forked(16, 16, 0)));
+  scheduler.Add(WithTokens(2, Forked(16, 16, 0)));
+  EXPECT_THAT(Ids(scheduler.Schedule()), ElementsAre(Pair(1, 16), Pair(2, 16)));
+}
+
+TEST(PrefixScheduleTest, APreemptedOneFindsItsBlocks) {
+  Scheduler scheduler(CacheOptions(100, 4), 6, &NoCopy);
+  scheduler.Add(WithTokens(1, Forked(kKvBlockSize, 0, 1)));
+  scheduler.Add(WithTokens(2, Forked(4 * kKvBlockSize, 0, 2)));
+  std::vector<Chunk> chunks;
+  while (scheduler.num_preemptions() == 0) {
+    Commit(scheduler, chunks);
+    chunks = scheduler.Schedule();
+  }
+  Commit(scheduler, chunks);
+  const Sequence& preempted = *scheduler.Find(2);
+  EXPECT_EQ(preempted.num_computed, 0u);
+  scheduler.Remove(scheduler.Find(1));
+  chunks = scheduler.Schedule();
+  // Nobody has needed its blocks meanwhile.
+  EXPECT_THAT(Ids(chunks),
+              ElementsAre(Pair(2, preempted.tokens.size() - 4 * kKvBlockSize)));
+  EXPECT_EQ(preempted.cached_tokens, 0u);  // of others
+  EXPECT_EQ(scheduler.num_hit_tokens(), 0u);
+  EXPECT_TRUE(scheduler.CheckIntegrity().ok());
+}
+
+TEST(PrefixScheduleTest, LogitsOfThePromptNeedAllOfIt) {
+  Scheduler scheduler(CacheOptions(100, 4), 20, &NoCopy);
+  scheduler.Add(WithTokens(1, Forked(40, 40, 0)));
+  Commit(scheduler, scheduler.Schedule());
+  auto with_logprobs = WithTokens(2, Forked(40, 40, 0));
+  with_logprobs->request.prompt_logprobs = true;
+  scheduler.Add(std::move(with_logprobs));
+  std::vector<Chunk> chunks = scheduler.Schedule();
+  EXPECT_THAT(Ids(chunks), ElementsAre(Pair(1, 1), Pair(2, 40)));
+  EXPECT_EQ(scheduler.num_lookup_tokens(), 40u);  // of the first
+  Commit(scheduler, chunks);
+  // In the end it shares.
+  EXPECT_EQ(scheduler.Find(1)->block_table[1],
+            scheduler.Find(2)->block_table[1]);
+  EXPECT_TRUE(scheduler.CheckIntegrity().ok());
+}
+
+TEST(PrefixScheduleTest, OtherWeightsFindNothing) {
+  Scheduler scheduler(CacheOptions(100, 4), 20, &NoCopy);
+  scheduler.Add(WithTokens(1, Forked(30, 30, 0)));
+  Commit(scheduler, scheduler.Schedule());
+  scheduler.ForgetPrefixes();
+  scheduler.Add(WithTokens(2, Forked(30, 30, 0)));
+  const std::vector<Chunk> chunks = scheduler.Schedule();
+  EXPECT_THAT(Ids(chunks), ElementsAre(Pair(1, 1), Pair(2, 30)));
+  Commit(scheduler, chunks);
+  scheduler.Add(WithTokens(3, Forked(30, 30, 0)));
+  EXPECT_THAT(Ids(scheduler.Schedule()),
+              ElementsAre(Pair(1, 1), Pair(2, 1), Pair(3, 1)));
+  EXPECT_TRUE(scheduler.CheckIntegrity().ok());
+}
+
+TEST(PrefixScheduleTest, SaltsShareNothing) {
+  Scheduler scheduler(CacheOptions(100, 4), 20, &NoCopy);
+  for (uint64_t id = 1; id <= 3; ++id) {
+    auto sequence = WithTokens(id, Forked(30, 30, 0));
+    sequence->request.cache_salt = id == 2 ? "other" : "";
+    scheduler.Add(std::move(sequence));
+    Commit(scheduler, scheduler.Schedule());
+  }
+  EXPECT_EQ(scheduler.Find(2)->cached_tokens, 0u);
+  EXPECT_EQ(scheduler.Find(3)->cached_tokens, 29u);
+}
+
 // Random arrivals, ends, cancellations and aborted steps; the invariants hold
 // after each, and everything that may end does.
 class RandomSchedule : public testing::TestWithParam<uint32_t> {};
@@ -211,8 +375,9 @@ TEST_P(RandomSchedule, KeepsItsInvariants) {
   std::mt19937 random(GetParam());
   const size_t num_blocks = 3 + random() % 20;
   const size_t longest = num_blocks * kKvBlockSize;
-  const SchedulerOptions options = Options(1 + random() % 60, 1 + random() % 9);
-  Scheduler scheduler(options, num_blocks);
+  SchedulerOptions options = Options(1 + random() % 60, 1 + random() % 9);
+  options.prefix_cache = GetParam() % 2 == 1;
+  Scheduler scheduler(options, num_blocks, &NoCopy);
   uint64_t next_id = 0;
   uint64_t num_ended = 0;
   std::map<uint64_t, size_t> lengths;  // tokens at which each one ends
@@ -278,7 +443,7 @@ TEST_P(RandomSchedule, KeepsItsInvariants) {
     preemptions = scheduler.num_preemptions();
 
     if (random() % 10 == 0) continue;  // the step was broken off
-    Commit(chunks);
+    Commit(scheduler, chunks);
     for (const Chunk& chunk : chunks) {
       Sequence* sequence = chunk.sequence;
       if (sequence->tokens.size() < lengths[sequence->seq_id]) continue;
@@ -294,13 +459,13 @@ INSTANTIATE_TEST_SUITE_P(Seeds, RandomSchedule, testing::Range(0u, 60u));
 
 TEST(SchedulerTest, TwoThatGrowTakeTurns) {
   // Each grows to the whole cache.
-  Scheduler scheduler(Options(8, 2), 4);
+  Scheduler scheduler(Options(8, 2), 4, &NoCopy);
   scheduler.Add(NewSequence(1, 1));
   scheduler.Add(NewSequence(2, 1));
   size_t ended = 0;
   for (int step = 0; step < 1000 && ended < 2; ++step) {
     const std::vector<Chunk> chunks = scheduler.Schedule();
-    Commit(chunks);
+    Commit(scheduler, chunks);
     for (const Chunk& chunk : chunks) {
       if (chunk.sequence->tokens.size() < 4 * kKvBlockSize) continue;
       scheduler.Remove(chunk.sequence);

@@ -75,6 +75,15 @@ TEST(MakeReportTest, FailuresCountOnlyAsFailures) {
   EXPECT_EQ(nlohmann::json::parse(ReportJson(report))["failures"], 1);
 }
 
+TEST(MakeReportTest, TellsHowMuchWasCached) {
+  BenchRecord record = Record(0, 1, 2, 2);
+  record.cached_tokens = 5;
+  const BenchReport report = MakeReport({record, Record(0, 1, 2, 2)});
+  EXPECT_EQ(report.cached_tokens, 5u);
+  EXPECT_THAT(FormatReport(report), HasSubstr("(25% cached)"));
+  EXPECT_EQ(nlohmann::json::parse(ReportJson(report))["cached_tokens"], 5);
+}
+
 TEST(MakeReportTest, NothingMeasured) {
   const BenchReport report = MakeReport({});
   EXPECT_EQ(report.wall_s, 0);
@@ -96,7 +105,7 @@ TEST(PoissonArrivalsTest, AscendingWithTheRightRateAndSpread) {
 }
 
 TEST(RandomPromptTest, RepeatableAndWithoutExcludedTokens) {
-  const std::vector<uint32_t> prompt = RandomPrompt(1000, 8, {2, 5}, 1);
+  const std::vector<uint32_t> prompt = RandomPrompt(1000, 0, 8, {2, 5}, 9, 1);
   EXPECT_EQ(prompt.size(), 1000u);
   for (const uint32_t token_id : prompt) {
     EXPECT_LT(token_id, 8u);
@@ -104,8 +113,20 @@ TEST(RandomPromptTest, RepeatableAndWithoutExcludedTokens) {
     EXPECT_NE(token_id, 5u);
   }
   EXPECT_NE(std::find(prompt.begin(), prompt.end(), 7u), prompt.end());
-  EXPECT_EQ(RandomPrompt(1000, 8, {2, 5}, 1), prompt);
-  EXPECT_NE(RandomPrompt(1000, 8, {2, 5}, 2), prompt);
+  EXPECT_EQ(RandomPrompt(1000, 0, 8, {2, 5}, 8, 1), prompt);
+  EXPECT_NE(RandomPrompt(1000, 0, 8, {2, 5}, 9, 2), prompt);
+}
+
+TEST(RandomPromptTest, TheFirstTokensAreShared) {
+  const std::vector<uint32_t> a = RandomPrompt(100, 40, 1000, {}, 9, 1);
+  const std::vector<uint32_t> b = RandomPrompt(100, 40, 1000, {}, 9, 2);
+  const std::vector<uint32_t> c = RandomPrompt(100, 40, 1000, {}, 8, 2);
+  EXPECT_TRUE(std::equal(a.begin(), a.begin() + 40, b.begin()));
+  EXPECT_NE(a[40], b[40]);
+  EXPECT_NE(b[0], c[0]);
+  EXPECT_TRUE(std::equal(b.begin() + 40, b.end(), c.begin() + 40));
+  EXPECT_EQ(RandomPrompt(40, 40, 1000, {}, 9, 2),
+            std::vector<uint32_t>(a.begin(), a.begin() + 40));
 }
 
 }  // namespace
