@@ -2,17 +2,22 @@
 #ifndef TROUPE_CLUSTER_EXPERT_PEER_H_
 #define TROUPE_CLUSTER_EXPERT_PEER_H_
 
+#include <cstddef>
 #include <functional>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "protos/expert.pb.h"
+#include "cluster/expert_frame.h"
+#include "protos/cluster.pb.h"
 
 namespace troupe {
 
-// A transport. Implementations: GrpcExpertPeer (everywhere), LocalExpertPeer
-// (same process: tests and benchmarks). Thread-safe. Destroying it cancels what
-// is in flight and returns when no callback runs any more.
+// A transport. Implementations: GrpcExpertPeer (everywhere, with shared memory
+// where both processes are on one host), LocalExpertPeer (same process: tests
+// and benchmarks). Thread-safe, except that one thread at a time calls Poll.
+// Destroying it cancels what is in flight and returns when no callback runs any
+// more.
 class ExpertPeer {
  public:
   // Called from any thread; must not block.
@@ -25,8 +30,12 @@ class ExpertPeer {
     // its error already. Connect() may be called again.
     virtual void OnLost(const absl::Status& status) = 0;
   };
+  // The rows of the output are those of the transport's memory: they are
+  // copied, once, before the callback returns.
   using OutputCallback =
-      std::function<void(absl::StatusOr<v1::ExpertOutput> output)>;
+      std::function<void(const absl::StatusOr<ExpertOutput>& output)>;
+  // Writes the payload where the transport wants it.
+  using WritePayload = absl::FunctionRef<void(char* to)>;
 
   virtual ~ExpertPeer() = default;
 
@@ -34,12 +43,18 @@ class ExpertPeer {
   // Not while connected.
   virtual void Connect(Listener* listener) = 0;
 
-  // Sends a batch; `done` is called exactly once, from any thread, perhaps
-  // before Send returns. Unavailable: not connected, or the connection broke.
-  // The peer sets batch.attempt_id.
-  virtual void Send(v1::ExpertBatch batch, OutputCallback done) = 0;
+  // Sends a batch; `write` is called at most once, before Send returns. `done`
+  // is called exactly once, from any thread, perhaps before Send returns.
+  // Unavailable: not connected, or the connection broke. The attempt id is the
+  // peer's, whatever the batch says.
+  virtual void Send(const ExpertBatch& batch, size_t payload_bytes,
+                    WritePayload write, OutputCallback done) = 0;
 
-  // "grpc", "local": for people.
+  // Looks for answers that lie in shared memory and calls their callbacks. The
+  // expert process rings the Doorbell that the peer was made with.
+  virtual void Poll() {}
+
+  // "grpc", "shm", "local": for people.
   virtual const char* transport() const = 0;
 };
 

@@ -91,13 +91,17 @@ class ExpertPool::PoolMember final : public ExpertPeer::Listener {
   uint64_t sent = 0;      // messages
   uint64_t messages = 0;  // answered
   uint64_t failures = 0;
-  double round_trip_seconds = 0.0;  // sum over messages
+  // Sums over messages.
+  double round_trip_seconds = 0.0;
+  double compute_seconds = 0.0;
+  double queue_seconds = 0.0;
 
   std::unique_ptr<ExpertPeer> peer;
 };
 
 ExpertPool::ExpertPool(ExpertPoolOptions options, std::vector<Member> members)
-    : options_(std::move(options)) {
+    : options_(std::move(options)),
+      bell_(options_.bell != nullptr ? options_.bell : Doorbell::Create()) {
   for (Member& member : members) {
     members_.push_back(
         std::make_unique<PoolMember>(this, members_.size(), std::move(member)));
@@ -197,33 +201,41 @@ std::optional<size_t> ExpertPool::Choose(const Placement& placement,
   return best;
 }
 
-void ExpertPool::Send(size_t peer, v1::ExpertBatch batch,
+void ExpertPool::Send(size_t peer, const ExpertBatch& batch,
+                      size_t payload_bytes, ExpertPeer::WritePayload write,
                       ExpertPeer::OutputCallback done) {
   PoolMember* const member = members_[peer].get();
-  const uint64_t rows = static_cast<uint64_t>(batch.row_of_copy_size());
+  const uint64_t rows = batch.num_copies();
   {
     absl::MutexLock lock(&mu_);
     member->in_flight_rows += rows;
     ++member->sent;
   }
   const SteadyTime sent = std::chrono::steady_clock::now();
-  member->peer->Send(
-      std::move(batch), [this, member, rows, sent, done = std::move(done)](
-                            absl::StatusOr<v1::ExpertOutput> output) {
-        {
-          absl::MutexLock lock(&mu_);
-          member->in_flight_rows -= rows;
-          if (output.ok()) {
-            ++member->messages;
-            member->free_rows = output->free_rows();
-            member->round_trip_seconds +=
-                std::chrono::duration<double>(std::chrono::steady_clock::now() -
-                                              sent)
-                    .count();
-          }
-        }
-        done(std::move(output));
-      });
+  member->peer->Send(batch, payload_bytes, write,
+                     [this, member, rows, sent, done = std::move(done)](
+                         const absl::StatusOr<ExpertOutput>& output) {
+                       {
+                         absl::MutexLock lock(&mu_);
+                         member->in_flight_rows -= rows;
+                         if (output.ok()) {
+                           ++member->messages;
+                           member->free_rows = output->free_rows;
+                           member->round_trip_seconds +=
+                               std::chrono::duration<double>(
+                                   std::chrono::steady_clock::now() - sent)
+                                   .count();
+                           member->compute_seconds += 1e-6 * output->compute_us;
+                           member->queue_seconds += 1e-6 * output->queue_us;
+                         }
+                       }
+                       done(output);
+                       bell_->Ring();
+                     });
+}
+
+void ExpertPool::Poll() {
+  for (const auto& member : members_) member->peer->Poll();
 }
 
 std::vector<v1::ExpertPeer> ExpertPool::Describe() const {
@@ -239,9 +251,12 @@ std::vector<v1::ExpertPeer> ExpertPool::Describe() const {
     peer.set_in_flight_rows(member->in_flight_rows);
     peer.set_messages(member->messages);
     peer.set_failures(member->failures);
+    peer.mutable_description()->clear_shm();  // its token is nobody's business
     if (member->messages > 0) {
-      peer.set_round_trip_ms_mean(1e3 * member->round_trip_seconds /
-                                  static_cast<double>(member->messages));
+      const double ms_per_message = 1e3 / static_cast<double>(member->messages);
+      peer.set_round_trip_ms_mean(member->round_trip_seconds * ms_per_message);
+      peer.set_compute_ms_mean(member->compute_seconds * ms_per_message);
+      peer.set_queue_ms_mean(member->queue_seconds * ms_per_message);
     }
     peers.push_back(std::move(peer));
   }

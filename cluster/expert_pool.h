@@ -16,6 +16,7 @@
 #include "cluster/expert_peer.h"
 #include "cluster/placement.h"
 #include "common/clock.h"
+#include "common/rpc/doorbell.h"
 
 namespace troupe {
 
@@ -25,6 +26,9 @@ struct ExpertPoolOptions {
   // Wait before a lost peer is tried again: doubles from min to max.
   milliseconds min_backoff = milliseconds(50);
   milliseconds max_backoff = milliseconds(1000);
+  // On which the thread that waits for outputs sleeps: whatever makes a batch
+  // answered rings it. Null: one of the pool's own.
+  std::shared_ptr<Doorbell> bell;
 };
 
 // Owns the peers and a thread that connects them again when they are lost.
@@ -51,9 +55,13 @@ class ExpertPool {
   std::optional<size_t> Choose(const Placement& placement, size_t layer,
                                size_t expert, absl::Span<const size_t> avoid);
 
-  // See ExpertPeer::Send; the pool keeps account of the peer's load.
-  void Send(size_t peer, v1::ExpertBatch batch,
-            ExpertPeer::OutputCallback done);
+  // See ExpertPeer::Send; the pool keeps account of the peer's load, and rings
+  // the bell after `done`.
+  void Send(size_t peer, const ExpertBatch& batch, size_t payload_bytes,
+            ExpertPeer::WritePayload write, ExpertPeer::OutputCallback done);
+  // See ExpertPeer::Poll; one thread at a time.
+  void Poll();
+  Doorbell& bell() { return *bell_; }
 
   size_t size() const { return members_.size(); }
   const std::string& address(size_t peer) const;
@@ -66,6 +74,7 @@ class ExpertPool {
   void Rebuild() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const ExpertPoolOptions options_;
+  const std::shared_ptr<Doorbell> bell_;
   mutable absl::Mutex mu_;
   std::shared_ptr<const Placement> placement_ ABSL_GUARDED_BY(mu_);
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;

@@ -6,32 +6,39 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
+#include "common/check.h"
 #include "common/views.h"
 
 namespace troupe {
 namespace {
 
-// Slots of the workspace; the kernels use the lower ones.
-constexpr size_t kMergedInput = 6;
-constexpr size_t kMergedOutput = 7;
+// Slots of the workspace, which is the batcher's alone.
+constexpr size_t kMergedInput = Workspace::kFirstCallerSlot;
+constexpr size_t kMergedOutput = Workspace::kFirstCallerSlot + 1;
 
-absl::Status Wrong(absl::string_view field, absl::string_view what) {
-  return absl::InvalidArgumentError(
-      absl::StrCat("ExpertBatch.", field, ": ", what));
+// A process that was given the bell could keep it from being heard; then
+// batches wait for this.
+constexpr milliseconds kLookWithoutBell(1000);
+
+uint32_t Microseconds(SteadyTime::duration duration) {
+  return static_cast<uint32_t>(
+      std::chrono::duration_cast<std::chrono::microseconds>(duration).count());
 }
 
-float* Floats(std::string& bytes) {
-  return reinterpret_cast<float*>(bytes.data());
-}
-const float* Floats(const std::string& bytes) {
-  return reinterpret_cast<const float*>(bytes.data());
+bool IsAligned(const char* data) {
+  return reinterpret_cast<uintptr_t>(data) % alignof(float) == 0;
 }
 
 }  // namespace
 
-ExpertBatcher::ExpertBatcher(const ExpertStore& store, uint64_t capacity_rows,
-                             ThreadPool& pool)
-    : store_(store), capacity_rows_(capacity_rows), pool_(pool) {
+ExpertBatcher::ExpertBatcher(ExpertBackend& backend, uint64_t capacity_rows,
+                             std::shared_ptr<Doorbell> bell,
+                             BatchSource* source)
+    : backend_(backend),
+      limits_(backend.limits()),
+      capacity_rows_(capacity_rows),
+      bell_(bell != nullptr ? std::move(bell) : Doorbell::Create()),
+      source_(source) {
   thread_ = std::thread([this] { Run(); });
 }
 
@@ -40,90 +47,56 @@ ExpertBatcher::~ExpertBatcher() {
     absl::MutexLock lock(&mu_);
     stopping_ = true;
   }
+  bell_->Ring();
   thread_.join();
 }
 
-absl::Status ExpertBatcher::Validate(const v1::ExpertBatch& batch) const {
-  const uint64_t num_tokens = batch.num_tokens();
-  const uint64_t row_bytes = store_.hidden_size() * sizeof(float);
-  if (batch.layer() >= store_.num_layers()) {
-    return Wrong("layer", absl::StrCat(batch.layer(), " of a model with ",
-                                       store_.num_layers(), " layers"));
-  }
-  if (num_tokens == 0) return Wrong("num_tokens", "0");
-  if (num_tokens * row_bytes != batch.hidden_states().size()) {
-    return Wrong("hidden_states", absl::StrCat(batch.hidden_states().size(),
-                                               " bytes instead of ", num_tokens,
-                                               " x ", row_bytes));
-  }
-  if (batch.expert_ids_size() == 0) return Wrong("expert_ids", "empty");
-  if (batch.copies_per_expert_size() != batch.expert_ids_size()) {
-    return Wrong("copies_per_expert",
-                 absl::StrCat(batch.copies_per_expert_size(), " numbers for ",
-                              batch.expert_ids_size(), " experts"));
-  }
-  uint64_t num_copies = 0;
-  for (int i = 0; i < batch.expert_ids_size(); ++i) {
-    const uint32_t expert = batch.expert_ids(i);
-    if (i > 0 && expert <= batch.expert_ids(i - 1)) {
-      return Wrong("expert_ids", absl::StrCat("not ascending at ", expert));
-    }
-    if (store_.Find(batch.layer(), expert) == nullptr) {
-      return Wrong("expert_ids", absl::StrCat("expert ", expert, " of layer ",
-                                              batch.layer(), " is not here"));
-    }
-    // A token goes to an expert at most once.
-    const uint32_t copies = batch.copies_per_expert(i);
-    if (copies == 0 || copies > num_tokens) {
-      return Wrong("copies_per_expert",
-                   absl::StrCat(copies, " for ", num_tokens, " tokens"));
-    }
-    num_copies += copies;
-  }
-  // Every token is sent for at least one copy: room in rows bounds the memory.
-  if (num_tokens > num_copies) {
-    return Wrong("num_tokens",
-                 absl::StrCat(num_tokens, " for ", num_copies, " copies"));
-  }
-  if (num_copies != static_cast<uint64_t>(batch.row_of_copy_size())) {
-    return Wrong("row_of_copy", absl::StrCat(batch.row_of_copy_size(),
-                                             " rows instead of ", num_copies));
-  }
-  for (const uint32_t row : batch.row_of_copy()) {
-    if (row >= num_tokens) {
-      return Wrong("row_of_copy",
-                   absl::StrCat(row, " with ", num_tokens, " tokens"));
+absl::Status ExpertBatcher::Validate(const ExpertBatch& batch,
+                                     uint64_t payload_bytes) const {
+  absl::Status status = ValidateFrame(batch, payload_bytes, limits_);
+  if (!status.ok()) return status;
+  for (const uint32_t expert : batch.expert_ids) {
+    if (!backend_.Owns(batch.layer, expert)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("ExpertBatch.expert_ids: expert ", expert, " of layer ",
+                       batch.layer, " is not here"));
     }
   }
   return absl::OkStatus();
 }
 
-void ExpertBatcher::Submit(v1::ExpertBatch batch, OutputCallback done) {
-  const uint64_t rows = static_cast<uint64_t>(batch.row_of_copy_size());
-  v1::ExpertOutput refusal;
+void ExpertBatcher::Submit(ExpertCall* call) {
+  const uint64_t rows = call->batch.num_copies();
+  ExpertOutput refusal;
   {
     absl::MutexLock lock(&mu_);
     // An empty queue takes a batch of any size, or it would never run.
     const bool has_room =
         queued_rows_ == 0 || queued_rows_ + rows <= capacity_rows_;
     if (!draining_ && has_room) {
-      const SteadyTime now = std::chrono::steady_clock::now();
-      const SteadyTime deadline = batch.timeout_ms() == 0
-                                      ? kNoDeadline
-                                      : now + milliseconds(batch.timeout_ms());
+      Waiting waiting;
+      waiting.call = call;
+      waiting.arrived = std::chrono::steady_clock::now();
+      waiting.deadline =
+          call->batch.timeout_ms == 0
+              ? kNoDeadline
+              : waiting.arrived + milliseconds(call->batch.timeout_ms);
       queued_rows_ += rows;
-      queue_.push_back(
-          {std::move(batch), std::move(done), now, deadline, rows});
-      return;
+      queue_.push_back(waiting);
+    } else {
+      refusal.verdict = draining_ ? Verdict::kDraining : Verdict::kRefused;
+      refusal.free_rows =
+          capacity_rows_ - std::min(capacity_rows_, queued_rows_);
+      stats_.set_refused_rows(stats_.refused_rows() + rows);
     }
-    refusal.set_verdict(draining_ ? v1::ExpertOutput::VERDICT_DRAINING
-                                  : v1::ExpertOutput::VERDICT_REFUSED);
-    refusal.set_free_rows(capacity_rows_ -
-                          std::min(capacity_rows_, queued_rows_));
-    stats_.set_refused_rows(stats_.refused_rows() + rows);
   }
-  refusal.set_attempt_id(batch.attempt_id());
-  done(std::move(refusal));
+  if (refusal.verdict == Verdict::kUnspecified) {
+    bell_->Ring();
+    return;
+  }
+  refusal.attempt_id = call->batch.attempt_id;
+  refusal.dtype = call->batch.dtype;
+  call->Finish(refusal);
 }
 
 void ExpertBatcher::StartDraining() {
@@ -146,151 +119,173 @@ void ExpertBatcher::GetStats(v1::ExpertStats& stats) const {
 }
 
 void ExpertBatcher::Run() {
-  std::vector<Waiting> group;
   while (true) {
+    // Whatever is published after this rings the bell again.
+    const uint32_t seen = bell_->Current();
+    if (source_ != nullptr) source_->Poll(*this);
+    if (TakeGroup()) {
+      Compute();
+      absl::MutexLock lock(&mu_);
+      running_ = false;
+      continue;
+    }
     {
       absl::MutexLock lock(&mu_);
-      const auto woken = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-        return stopping_ || !queue_.empty();
-      };
-      mu_.Await(absl::Condition(&woken));
-      if (queue_.empty()) return;
-      running_ = true;
-      const uint32_t layer = queue_.front().batch.layer();
-      const auto others = std::stable_partition(
-          queue_.begin(), queue_.end(),
-          [layer](const Waiting& w) { return w.batch.layer() == layer; });
-      group.assign(std::make_move_iterator(queue_.begin()),
-                   std::make_move_iterator(others));
-      queue_.erase(queue_.begin(), others);
+      if (stopping_) return;
     }
-    Compute(group);
-    group.clear();
-    absl::MutexLock lock(&mu_);
-    running_ = false;
+    bell_->Wait(seen, source_ == nullptr ? kNoDeadline
+                                         : std::chrono::steady_clock::now() +
+                                               kLookWithoutBell);
   }
 }
 
-void ExpertBatcher::Compute(std::vector<Waiting>& group) {
+bool ExpertBatcher::TakeGroup() {
+  absl::MutexLock lock(&mu_);
+  if (queue_.empty()) return false;
+  running_ = true;
+  const uint32_t layer = queue_.front().call->batch.layer;
+  const auto others = std::stable_partition(
+      queue_.begin(), queue_.end(),
+      [layer](const Waiting& w) { return w.call->batch.layer == layer; });
+  group_.assign(queue_.begin(), others);
+  queue_.erase(queue_.begin(), others);
+  return true;
+}
+
+void ExpertBatcher::Compute() {
   const SteadyTime start = std::chrono::steady_clock::now();
-  const size_t hidden_size = store_.hidden_size();
-
   // Batches that nobody waits for any more cost their rows, not their work.
-  std::vector<Waiting*> live;
-  for (Waiting& waiting : group) {
-    if (waiting.deadline > start) live.push_back(&waiting);
-  }
-
-  std::vector<v1::ExpertOutput> outputs(live.size());
+  uint64_t rows = 0;
+  size_t num_live = 0;
   size_t num_tokens = 0;
   size_t num_copies = 0;
-  std::vector<size_t> first_token(live.size());  // in the merged input
-  std::vector<uint32_t> experts;
-  for (size_t i = 0; i < live.size(); ++i) {
-    const v1::ExpertBatch& batch = live[i]->batch;
-    first_token[i] = num_tokens;
-    num_tokens += batch.num_tokens();
-    num_copies += live[i]->rows;
-    experts.insert(experts.end(), batch.expert_ids().begin(),
-                   batch.expert_ids().end());
-    outputs[i].mutable_outputs()->resize(live[i]->rows * hidden_size *
-                                         sizeof(float));
+  for (Waiting& waiting : group_) {
+    rows += waiting.rows();
+    const ExpertBatch& batch = waiting.call->batch;
+    if (waiting.deadline > start) {
+      waiting.output = waiting.call->Reserve(
+          waiting.rows() * limits_.hidden_size * SizeOf(batch.dtype));
+    }
+    if (waiting.output == nullptr) continue;
+    waiting.first_token = num_tokens;
+    num_tokens += batch.num_tokens;
+    num_copies += waiting.rows();
+    ++num_live;
   }
-  std::sort(experts.begin(), experts.end());
-  experts.erase(std::unique(experts.begin(), experts.end()), experts.end());
-
-  if (!live.empty()) {
-    // The copies of the merged batch: by expert, then by batch. `origin` says
-    // where an output row belongs.
-    struct Origin {
-      size_t batch;
-      size_t row;
-    };
-    std::vector<uint32_t> row_of_copy;
-    std::vector<Origin> origin;
-    row_of_copy.reserve(num_copies);
-    origin.reserve(num_copies);
-    std::vector<uint32_t> offsets = {0};
-    std::vector<const GatedMlpWeights*> weights;
-    std::vector<int> next_expert(live.size(), 0);
-    std::vector<int> next_copy(live.size(), 0);
-    for (const uint32_t expert : experts) {
-      for (size_t i = 0; i < live.size(); ++i) {
-        const v1::ExpertBatch& batch = live[i]->batch;
-        const int at = next_expert[i];
-        if (at == batch.expert_ids_size() || batch.expert_ids(at) != expert) {
-          continue;
-        }
-        ++next_expert[i];
-        for (uint32_t c = 0; c < batch.copies_per_expert(at); ++c) {
-          const int copy = next_copy[i]++;
-          row_of_copy.push_back(
-              static_cast<uint32_t>(first_token[i] + batch.row_of_copy(copy)));
-          origin.push_back({i, static_cast<size_t>(copy)});
-        }
-      }
-      offsets.push_back(static_cast<uint32_t>(row_of_copy.size()));
-      weights.push_back(store_.Find(live[0]->batch.layer(), expert));
-    }
-
-    // One batch alone, the common case, is computed where it lies.
-    const bool alone = live.size() == 1;
-    ConstFloatMatrix input(Floats(live[0]->batch.hidden_states()), num_tokens,
-                           hidden_size);
-    FloatMatrix output(Floats(*outputs[0].mutable_outputs()), num_copies,
-                       hidden_size);
-    if (!alone) {
-      float* merged = workspace_.Floats(kMergedInput, num_tokens * hidden_size);
-      for (size_t i = 0; i < live.size(); ++i) {
-        const std::string& bytes = live[i]->batch.hidden_states();
-        std::memcpy(merged + first_token[i] * hidden_size, bytes.data(),
-                    bytes.size());
-      }
-      input.data = merged;
-      output.data = workspace_.Floats(kMergedOutput, num_copies * hidden_size);
-    }
-    GroupedGatedMlp(input, row_of_copy, offsets, weights, output, workspace_,
-                    pool_);
-    if (!alone) {
-      for (size_t copy = 0; copy < num_copies; ++copy) {
-        std::memcpy(Floats(*outputs[origin[copy].batch].mutable_outputs()) +
-                        origin[copy].row * hidden_size,
-                    output.row(copy), hidden_size * sizeof(float));
-      }
-    }
+  // The live ones first; both in their order.
+  std::stable_partition(
+      group_.begin(), group_.end(),
+      [](const Waiting& waiting) { return waiting.output != nullptr; });
+  if (num_live > 0) {
+    RunBackend(absl::MakeSpan(group_).first(num_live), num_tokens, num_copies);
   }
 
   const SteadyTime end = std::chrono::steady_clock::now();
-  const auto microseconds = [](SteadyTime::duration duration) {
-    return static_cast<uint32_t>(
-        std::chrono::duration_cast<std::chrono::microseconds>(duration)
-            .count());
-  };
   uint64_t free_rows = 0;
   {
     absl::MutexLock lock(&mu_);
-    for (const Waiting& waiting : group) queued_rows_ -= waiting.rows;
+    queued_rows_ -= rows;
     free_rows = capacity_rows_ - std::min(capacity_rows_, queued_rows_);
-    stats_.set_batches(stats_.batches() + (live.empty() ? 0 : 1));
-    stats_.set_messages(stats_.messages() + live.size());
+    stats_.set_batches(stats_.batches() + (num_live == 0 ? 0 : 1));
+    stats_.set_messages(stats_.messages() + num_live);
     stats_.set_rows(stats_.rows() + num_copies);
     stats_.set_busy_seconds(stats_.busy_seconds() +
                             std::chrono::duration<double>(end - start).count());
   }
-  size_t i = 0;
-  for (Waiting& waiting : group) {
-    v1::ExpertOutput output;
-    if (i < live.size() && live[i] == &waiting) {
-      output = std::move(outputs[i++]);
-      output.set_verdict(v1::ExpertOutput::VERDICT_COMPUTED);
-      output.set_compute_us(microseconds(end - start));
+  for (const Waiting& waiting : group_) {
+    ExpertOutput output;
+    if (waiting.output != nullptr) {
+      output.verdict = Verdict::kComputed;
+      output.compute_us = Microseconds(end - start);
     } else {
-      output.set_verdict(v1::ExpertOutput::VERDICT_REFUSED);
+      output.verdict = Verdict::kRefused;
     }
-    output.set_attempt_id(waiting.batch.attempt_id());
-    output.set_free_rows(free_rows);
-    output.set_queue_us(microseconds(start - waiting.arrived));
-    waiting.done(std::move(output));
+    output.attempt_id = waiting.call->batch.attempt_id;
+    output.dtype = waiting.call->batch.dtype;
+    output.free_rows = free_rows;
+    output.queue_us = Microseconds(start - waiting.arrived);
+    waiting.call->Finish(output);
+  }
+  group_.clear();
+}
+
+void ExpertBatcher::RunBackend(absl::Span<Waiting> group, size_t num_tokens,
+                               size_t num_copies) {
+  const size_t hidden_size = limits_.hidden_size;
+  const size_t layer = group.front().call->batch.layer;
+  experts_.clear();
+  for (const Waiting& waiting : group) {
+    const std::vector<uint32_t>& ids = waiting.call->batch.expert_ids;
+    experts_.insert(experts_.end(), ids.begin(), ids.end());
+  }
+  // One batch alone, the common case, is computed where it lies.
+  const ExpertBatch& first = group.front().call->batch;
+  const bool alone = group.size() == 1;
+  const bool in_place = alone && first.dtype == DataType::kF32 &&
+                        IsAligned(group.front().call->hidden_states.data()) &&
+                        IsAligned(group.front().output);
+  offsets_.assign(1, 0);
+  if (alone) {
+    for (const uint32_t copies : first.copies_per_expert) {
+      offsets_.push_back(offsets_.back() + copies);
+    }
+  } else {
+    std::sort(experts_.begin(), experts_.end());
+    experts_.erase(std::unique(experts_.begin(), experts_.end()),
+                   experts_.end());
+    // The copies of the merged batch: by expert, then by batch.
+    row_of_copy_.clear();
+    origin_.clear();
+    for (const uint32_t expert : experts_) {
+      for (size_t i = 0; i < group.size(); ++i) {
+        Waiting& waiting = group[i];
+        const ExpertBatch& batch = waiting.call->batch;
+        const size_t at = waiting.next_expert;
+        if (at == batch.expert_ids.size() || batch.expert_ids[at] != expert) {
+          continue;
+        }
+        ++waiting.next_expert;
+        for (uint32_t c = 0; c < batch.copies_per_expert[at]; ++c) {
+          const size_t copy = waiting.next_copy++;
+          row_of_copy_.push_back(static_cast<uint32_t>(waiting.first_token) +
+                                 batch.row_of_copy[copy]);
+          origin_.push_back({i, copy});
+        }
+      }
+      offsets_.push_back(static_cast<uint32_t>(row_of_copy_.size()));
+    }
+  }
+
+  ConstFloatMatrix input;
+  FloatMatrix output;
+  if (in_place) {
+    input = ConstFloatMatrix(reinterpret_cast<const float*>(
+                                 group.front().call->hidden_states.data()),
+                             num_tokens, hidden_size);
+    output = FloatMatrix(reinterpret_cast<float*>(group.front().output),
+                         num_copies, hidden_size);
+  } else {
+    float* merged = workspace_.Floats(kMergedInput, num_tokens * hidden_size);
+    for (const Waiting& waiting : group) {
+      const ExpertBatch& batch = waiting.call->batch;
+      ReadElements(batch.dtype, waiting.call->hidden_states.data(),
+                   batch.num_tokens * hidden_size,
+                   merged + waiting.first_token * hidden_size);
+    }
+    input = ConstFloatMatrix(merged, num_tokens, hidden_size);
+    output =
+        FloatMatrix(workspace_.Floats(kMergedOutput, num_copies * hidden_size),
+                    num_copies, hidden_size);
+  }
+  backend_.Compute(layer, input, alone ? first.row_of_copy : row_of_copy_,
+                   offsets_, experts_, output);
+  if (in_place) return;
+  for (size_t copy = 0; copy < num_copies; ++copy) {
+    const Origin origin = alone ? Origin{0, copy} : origin_[copy];
+    const Waiting& waiting = group[origin.batch];
+    const DataType dtype = waiting.call->batch.dtype;
+    WriteElements(dtype, output.row(copy), hidden_size,
+                  waiting.output + origin.row * hidden_size * SizeOf(dtype));
   }
 }
 

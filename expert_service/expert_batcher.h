@@ -5,7 +5,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
-#include <functional>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -13,38 +12,53 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/types/span.h"
 #include "common/clock.h"
-#include "common/thread_pool.h"
-#include "expert_service/expert_store.h"
+#include "common/rpc/doorbell.h"
+#include "expert_service/expert_backend.h"
+#include "expert_service/expert_call.h"
 #include "kernels/workspace.h"
-#include "protos/expert.pb.h"
+#include "protos/cluster.pb.h"
 
 namespace troupe {
+
+class ExpertBatcher;
+
+// Where the batcher's own thread looks for batches before it chooses what to
+// compute: rings of shared memory. Whoever puts one there rings the batcher's
+// bell, so that a batch wakes one thread and no other.
+class BatchSource {
+ public:
+  virtual ~BatchSource() = default;
+  // Submits what has come. From the batcher's thread alone.
+  virtual void Poll(ExpertBatcher& batcher) = 0;
+};
 
 // A bounded queue and the thread that empties it. Takes the layer of the
 // oldest batch and all waiting batches of that layer, computes them as one
 // grouped GEMM, answers each. A row's bits do not depend on what it was merged
-// with. Does not own store and pool; the pool is the batcher's alone.
+// with. Does not own backend and source; computing is the batcher's alone.
 // Thread-safe.
 class ExpertBatcher {
  public:
-  // Called once per batch, from the batcher's thread or before Submit returns.
-  using OutputCallback = std::function<void(v1::ExpertOutput output)>;
-
-  // capacity_rows: routed copies that may wait.
-  ExpertBatcher(const ExpertStore& store, uint64_t capacity_rows,
-                ThreadPool& pool);
+  // capacity_rows: routed copies that may wait. `bell` null: one of its own;
+  // `source` null: batches come by Submit alone.
+  ExpertBatcher(ExpertBackend& backend, uint64_t capacity_rows,
+                std::shared_ptr<Doorbell> bell = nullptr,
+                BatchSource* source = nullptr);
   // Computes what is queued, then ends.
   ~ExpertBatcher();
 
-  // Whether the frame fits the model and the experts that are here:
+  // Whether a batch fits the model and the experts that are here:
   // InvalidArgument names the field. Everything that Submit relies on.
-  absl::Status Validate(const v1::ExpertBatch& batch) const;
+  absl::Status Validate(const ExpertBatch& batch, uint64_t payload_bytes) const;
+  FrameLimits limits() const { return limits_; }
 
-  // The batch must be valid. Refused when there is no room, or when draining.
-  void Submit(v1::ExpertBatch batch, OutputCallback done);
+  // The call's batch must be valid. Refused when there is no room, or when
+  // draining.
+  void Submit(ExpertCall* call);
 
-  // From here on every new batch is answered VERDICT_DRAINING.
+  // From here on every new batch is answered kDraining.
   void StartDraining();
   // Waits until nothing is queued or running, at most for `limit`.
   bool WaitUntilIdle(milliseconds limit);
@@ -55,20 +69,41 @@ class ExpertBatcher {
 
  private:
   struct Waiting {
-    v1::ExpertBatch batch;
-    OutputCallback done;
+    ExpertCall* call = nullptr;
     SteadyTime arrived;
     SteadyTime deadline;
-    uint64_t rows = 0;
+    char* output = nullptr;  // reserved
+    size_t first_token = 0;  // in the merged input
+    size_t next_expert = 0;
+    size_t next_copy = 0;
+    uint64_t rows() const { return call->batch.num_copies(); }
+  };
+  // Where an output row of a merged batch belongs.
+  struct Origin {
+    size_t batch;
+    size_t row;
   };
 
   void Run();
-  void Compute(std::vector<Waiting>& group);
+  bool TakeGroup();  // false: nothing waits
+  void Compute();
+  // Computes batches of one layer, which have reserved their outputs.
+  void RunBackend(absl::Span<Waiting> group, size_t num_tokens,
+                  size_t num_copies);
 
-  const ExpertStore& store_;
+  ExpertBackend& backend_;
+  const FrameLimits limits_;
   const uint64_t capacity_rows_;
-  ThreadPool& pool_;
-  Workspace workspace_;  // of the thread
+  const std::shared_ptr<Doorbell> bell_;
+  BatchSource* const source_;
+
+  // Of the thread; kept, so that nothing is allocated once they have grown.
+  Workspace workspace_;
+  std::vector<Waiting> group_;
+  std::vector<uint32_t> experts_;
+  std::vector<uint32_t> offsets_;
+  std::vector<uint32_t> row_of_copy_;
+  std::vector<Origin> origin_;
 
   mutable absl::Mutex mu_;
   std::deque<Waiting> queue_ ABSL_GUARDED_BY(mu_);

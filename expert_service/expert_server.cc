@@ -8,9 +8,11 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "cluster/expert_wire.h"
 #include "common/logging.h"
 #include "common/process_memory.h"
 #include "common/rpc/status.h"
+#include "common/status_macros.h"
 
 namespace troupe {
 namespace {
@@ -21,11 +23,27 @@ constexpr size_t kMaxPending = 64;
 
 }  // namespace
 
+// A batch that came over gRPC. Owns itself from Submit to Finish.
+class ExpertServer::Call final : public ExpertCall {
+ public:
+  char* Reserve(size_t num_bytes) override {
+    output_ = NewPayload(num_bytes);
+    return DataOf(output_);
+  }
+  void Finish(const ExpertOutput& output) override;
+
+  std::shared_ptr<Stream> stream;
+  grpc::Slice input;
+
+ private:
+  grpc::Slice output_;
+};
+
 // Lives from Exchange() until OnDone: the server's set and the batches in
 // flight keep it. All state under mu_, which may be held when the server's is
 // taken.
 class ExpertServer::Stream final
-    : public grpc::ServerBidiReactor<v1::ExpertRequest, v1::ExpertResponse>,
+    : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>,
       public std::enable_shared_from_this<ExpertServer::Stream> {
  public:
   explicit Stream(ExpertServer& server) : server_(server) {}
@@ -33,12 +51,19 @@ class ExpertServer::Stream final
   void Start() {
     absl::MutexLock lock(&mu_);
     reading_ = true;
-    StartRead(&request_);
+    StartRead(&buffer_);
   }
 
   void SendDescription() {
     absl::MutexLock lock(&mu_);
     if (greeted_) EnqueueDescription();
+  }
+
+  void OnOutput(const ExpertOutput& output, const grpc::Slice& payload) {
+    Response response = {EncodeOutput(output, payload), true};
+    absl::MutexLock lock(&mu_);
+    if (done_) return;
+    Enqueue(std::move(response));
   }
 
   // Once everything that is pending has been sent.
@@ -48,6 +73,11 @@ class ExpertServer::Stream final
   }
 
  private:
+  struct Response {
+    grpc::ByteBuffer bytes;
+    bool is_output;
+  };
+
   void OnReadDone(bool ok) override {
     if (!ok) {  // the router has closed its side, or is gone
       absl::MutexLock lock(&mu_);
@@ -69,26 +99,39 @@ class ExpertServer::Stream final
 
   // One request; the reactor's reads are one at a time.
   absl::Status Handle() {
-    if (request_.has_hello()) {
-      const v1::ExpertHello& hello = request_.hello();
-      // It goes into log lines.
-      router_name_ = absl::CHexEscape(hello.router_name().substr(0, 64));
-      const std::string fingerprint = server_.description().model_fingerprint();
-      if (hello.model_fingerprint() != fingerprint) {
-        return absl::FailedPreconditionError(absl::StrCat(
-            "the router serves model ",
-            absl::CHexEscape(hello.model_fingerprint().substr(0, 64)),
-            ", this expert process ", fingerprint));
-      }
-      absl::MutexLock lock(&mu_);
-      if (!greeted_) spdlog::info("router \"{}\" connected", router_name_);
-      greeted_ = true;
-      EnqueueDescription();
-      return absl::OkStatus();
+    auto call = std::make_unique<Call>();
+    DecodedRequest request;
+    ABSL_RETURN_IF_ERROR(
+        DecodeRequest(buffer_, server_.limits_, request, call->batch));
+    switch (request.kind) {
+      case DecodedRequest::Kind::kHello:
+        return Greet(request.hello);
+      case DecodedRequest::Kind::kBatch:
+        return Take(request, std::move(call));
+      case DecodedRequest::Kind::kNone:
+        break;
     }
-    if (!request_.has_batch()) {
-      return absl::InvalidArgumentError("ExpertRequest.message: not set");
+    return absl::InvalidArgumentError("ExpertRequest.message: not set");
+  }
+
+  absl::Status Greet(const v1::ExpertHello& hello) {
+    // It goes into log lines.
+    router_name_ = absl::CHexEscape(hello.router_name().substr(0, 64));
+    const std::string fingerprint = server_.description().model_fingerprint();
+    if (hello.model_fingerprint() != fingerprint) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "the router serves model ",
+          absl::CHexEscape(hello.model_fingerprint().substr(0, 64)),
+          ", this expert process ", fingerprint));
     }
+    absl::MutexLock lock(&mu_);
+    if (!greeted_) spdlog::info("router \"{}\" connected", router_name_);
+    greeted_ = true;
+    EnqueueDescription();
+    return absl::OkStatus();
+  }
+
+  absl::Status Take(const DecodedRequest& request, std::unique_ptr<Call> call) {
     {
       absl::MutexLock lock(&mu_);
       if (!greeted_) {
@@ -98,31 +141,29 @@ class ExpertServer::Stream final
     }
     ExpertBatcher* batcher = server_.batcher();
     if (batcher == nullptr) {
-      v1::ExpertOutput output;
-      output.set_attempt_id(request_.batch().attempt_id());
-      output.set_verdict(v1::ExpertOutput::VERDICT_DRAINING);
-      OnOutput(std::move(output));
+      ExpertOutput output;
+      output.attempt_id = call->batch.attempt_id;
+      output.dtype = call->batch.dtype;
+      output.verdict = Verdict::kDraining;
+      OnOutput(output, grpc::Slice());
       return absl::OkStatus();
     }
-    const absl::Status valid = batcher->Validate(request_.batch());
+    const absl::Status valid =
+        batcher->Validate(call->batch, request.payload_bytes);
     if (!valid.ok()) {
       absl::MutexLock lock(&mu_);
       --pending_;
       return valid;
     }
-    batcher->Submit(std::move(*request_.mutable_batch()),
-                    [self = shared_from_this()](v1::ExpertOutput output) {
-                      self->OnOutput(std::move(output));
-                    });
+    // The one copy: what came lies in pieces, wherever the network put it.
+    call->stream = shared_from_this();
+    call->input = NewPayload(request.payload_bytes);
+    CopyFromBuffer(buffer_, request.payload_offset, request.payload_bytes,
+                   DataOf(call->input));
+    call->hidden_states =
+        absl::string_view(DataOf(call->input), call->input.size());
+    batcher->Submit(call.release());
     return absl::OkStatus();
-  }
-
-  void OnOutput(v1::ExpertOutput output) {
-    v1::ExpertResponse response;
-    *response.mutable_output() = std::move(output);
-    absl::MutexLock lock(&mu_);
-    if (done_) return;
-    Enqueue(std::move(response));
   }
 
   // The call is over, also when no read is in flight that would say so.
@@ -133,13 +174,13 @@ class ExpertServer::Stream final
 
   void OnWriteDone(bool ok) override {
     absl::MutexLock lock(&mu_);
-    if (responses_.front().has_output()) --pending_;
+    if (responses_.front().is_output) --pending_;
     responses_.pop_front();
     if (!ok) {
       responses_.clear();
       EndLocked(grpc::Status::OK);
     } else if (!responses_.empty()) {
-      StartWrite(&responses_.front());
+      StartWrite(&responses_.front().bytes);
     }
     FinishIfIdle();
     MaybeRead();
@@ -159,20 +200,20 @@ class ExpertServer::Stream final
   void EnqueueDescription() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     v1::ExpertResponse response;
     *response.mutable_description() = server_.description();
-    Enqueue(std::move(response));
+    Enqueue({EncodeMessage(response), false});
   }
 
-  void Enqueue(v1::ExpertResponse response) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+  void Enqueue(Response response) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     if (finished_) return;
     responses_.push_back(std::move(response));
-    if (responses_.size() == 1) StartWrite(&responses_.front());
+    if (responses_.size() == 1) StartWrite(&responses_.front().bytes);
   }
 
   void MaybeRead() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     if (reading_ || ending_ || pending_ >= kMaxPending) return;
     reading_ = true;
-    request_.Clear();
-    StartRead(&request_);
+    buffer_.Clear();
+    StartRead(&buffer_);
   }
 
   void EndLocked(const grpc::Status& status)
@@ -191,12 +232,12 @@ class ExpertServer::Stream final
 
   ExpertServer& server_;
   // Of reactions to reads alone, of which there is one at a time.
-  v1::ExpertRequest request_;  // of the read in flight
+  grpc::ByteBuffer buffer_;  // of the read in flight
   std::string router_name_;
 
   absl::Mutex mu_;
   // The front one is being written.
-  std::deque<v1::ExpertResponse> responses_ ABSL_GUARDED_BY(mu_);
+  std::deque<Response> responses_ ABSL_GUARDED_BY(mu_);
   size_t pending_ ABSL_GUARDED_BY(mu_) = 0;
   bool greeted_ ABSL_GUARDED_BY(mu_) = false;
   bool reading_ ABSL_GUARDED_BY(mu_) = false;
@@ -206,8 +247,15 @@ class ExpertServer::Stream final
   grpc::Status end_status_ ABSL_GUARDED_BY(mu_);
 };
 
-ExpertServer::ExpertServer(v1::ExpertDescription description)
-    : description_(std::move(description)) {
+void ExpertServer::Call::Finish(const ExpertOutput& output) {
+  stream->OnOutput(
+      output, output.verdict == Verdict::kComputed ? output_ : grpc::Slice());
+  delete this;
+}
+
+ExpertServer::ExpertServer(v1::ExpertDescription description,
+                           const FrameLimits& limits)
+    : limits_(limits), description_(std::move(description)) {
   absl::MutexLock lock(&mu_);
   description_.set_state(v1::SERVING_STATE_LOADING);
 }
@@ -277,7 +325,7 @@ void ExpertServer::Remove(const std::shared_ptr<Stream>& stream) {
   streams_.erase(stream);
 }
 
-grpc::ServerBidiReactor<v1::ExpertRequest, v1::ExpertResponse>*
+grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>*
 ExpertServer::Exchange(grpc::CallbackServerContext* context) {
   auto stream = std::make_shared<Stream>(*this);
   stream->Start();
@@ -291,6 +339,7 @@ grpc::ServerUnaryReactor* ExpertServer::GetStats(
   {
     absl::MutexLock lock(&mu_);
     *response->mutable_description() = description_;
+    response->mutable_description()->clear_shm();  // not for everybody
     response->set_connected_routers(static_cast<uint32_t>(streams_.size()));
     if (batcher_ != nullptr) batcher_->GetStats(*response);
   }

@@ -3,22 +3,29 @@
 #ifndef TROUPE_EXPERT_SERVICE_EXPERT_SERVER_H_
 #define TROUPE_EXPERT_SERVICE_EXPERT_SERVER_H_
 
+#include <cstdint>
 #include <memory>
 #include <set>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "cluster/expert_frame.h"
 #include "expert_service/expert_batcher.h"
 #include "protos/expert.grpc.pb.h"
 
 namespace troupe {
 
-// One reactor per router's stream. Starts in state LOADING: routers may connect
+// One reactor per router's stream. Frames are read and written as bytes, so
+// that payloads are copied once on the way in and not on the way out
+// (cluster/expert_wire.h). Starts in state LOADING: routers may connect
 // and are told when the process is ready. Thread-safe.
-class ExpertServer final : public v1::Expert::CallbackService {
+class ExpertServer final
+    : public v1::Expert::WithRawCallbackMethod_Exchange<
+          v1::Expert::WithCallbackMethod_GetStats<v1::Expert::Service>> {
  public:
-  // description.state and .experts are filled in later.
-  explicit ExpertServer(v1::ExpertDescription description);
+  // description.state and .experts are filled in later. limits: of the model.
+  ExpertServer(v1::ExpertDescription description, const FrameLimits& limits);
   ~ExpertServer() override;
 
   // The weights are there: from now on batches are computed. `batcher` outlives
@@ -31,7 +38,7 @@ class ExpertServer final : public v1::Expert::CallbackService {
   // Ends the streams, after what was answered has been sent.
   void EndStreams();
 
-  grpc::ServerBidiReactor<v1::ExpertRequest, v1::ExpertResponse>* Exchange(
+  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Exchange(
       grpc::CallbackServerContext* context) override;
   grpc::ServerUnaryReactor* GetStats(grpc::CallbackServerContext* context,
                                      const v1::GetExpertStatsRequest* request,
@@ -39,12 +46,15 @@ class ExpertServer final : public v1::Expert::CallbackService {
 
  private:
   class Stream;
+  class Call;
 
   void Add(std::shared_ptr<Stream> stream);
   void Remove(const std::shared_ptr<Stream>& stream);
   void Broadcast();
   v1::ExpertDescription description() const;
   ExpertBatcher* batcher() const;
+
+  const FrameLimits limits_;
 
   mutable absl::Mutex mu_;
   v1::ExpertDescription description_ ABSL_GUARDED_BY(mu_);

@@ -42,6 +42,7 @@ class ExpertStore {
   }
 
   size_t num_layers() const { return num_layers_; }
+  size_t num_experts() const { return num_experts_; }  // per layer of the model
   size_t hidden_size() const { return hidden_size_; }
   uint64_t num_bytes() const { return num_bytes_; }
   // One per layer and expert, with the hash of its weights.

@@ -12,9 +12,11 @@
 #include "common/rpc/rpc_server.h"
 #include "common/status_macros.h"
 #include "common/thread_pool.h"
+#include "expert_service/cpu_expert_backend.h"
 #include "expert_service/expert_batcher.h"
 #include "expert_service/expert_server.h"
 #include "expert_service/expert_store.h"
+#include "expert_service/shm_expert_edge.h"
 #include "kernels/cpu_features.h"
 #include "model/checkpoint.h"
 
@@ -30,6 +32,9 @@ struct Options {
   std::string label;
   size_t num_threads = 0;  // 0: all that the process may use
   uint64_t queue_rows = 65536;
+  bool no_shm = false;
+  std::string shm_socket;  // empty: a name of its own
+  uint64_t hop_ring_kb = 4096;
   int drain_seconds = 30;
   std::string log_level = "info";
   bool die_with_parent = false;
@@ -71,13 +76,37 @@ absl::Status Serve(const Options& options) {
   description.set_instruction_set(ChosenInstructionSet());
   description.set_pid(getpid());
 
+  FrameLimits limits;
+  limits.hidden_size = config.hidden_size;
+  limits.num_layers = config.num_layers;
+  limits.num_experts = config.num_experts;
+  const std::shared_ptr<Doorbell> bell = Doorbell::Create();
+
   // Destroyed in the reverse order: the server's streams before the batcher,
-  // the batcher before the weights.
+  // the batcher before what it computes with and where its batches lie.
+  std::unique_ptr<ShmExpertEdge> shm;
+  if (!options.no_shm) {
+    ShmExpertEdgeOptions shm_options;
+    shm_options.socket = options.shm_socket;
+    shm_options.ring_bytes = options.hop_ring_kb << 10;
+    shm_options.limits = limits;
+    absl::StatusOr<std::unique_ptr<ShmExpertEdge>> edge =
+        ShmExpertEdge::Start(shm_options, bell);
+    if (absl::IsInvalidArgument(edge.status())) return edge.status();
+    if (edge.ok()) {
+      shm = *std::move(edge);
+      *description.mutable_shm() = shm->offer();
+    } else {
+      spdlog::warn("no shared memory, gRPC alone: {}",
+                   std::string(edge.status().message()));
+    }
+  }
   std::unique_ptr<ExpertStore> store;
   ThreadPool pool(options.num_threads == 0 ? AvailableThreads()
                                            : options.num_threads);
+  std::unique_ptr<CpuExpertBackend> backend;
   std::unique_ptr<ExpertBatcher> batcher;
-  ExpertServer service(std::move(description));
+  ExpertServer service(std::move(description), limits);
   RpcServerOptions server_options;
   server_options.listen = options.listen;
   server_options.reflection = options.reflection;
@@ -92,7 +121,9 @@ absl::Status Serve(const Options& options) {
                                             progress(done, total);
                                             return CheckTermination();
                                           }));
-  batcher = std::make_unique<ExpertBatcher>(*store, options.queue_rows, pool);
+  backend = std::make_unique<CpuExpertBackend>(*store, pool);
+  batcher = std::make_unique<ExpertBatcher>(*backend, options.queue_rows, bell,
+                                            shm.get());
   std::vector<v1::ExpertVersion> versions = store->versions();
   for (v1::ExpertVersion& version : versions) version.set_label(options.label);
   service.SetReady(batcher.get(), versions, store->num_bytes());
@@ -151,6 +182,19 @@ int main(int argc, char** argv) {
                  "Rows that may wait; more are refused")
       ->envname("TROUPE_QUEUE_ROWS")
       ->check(CLI::Range(uint64_t{1}, uint64_t{1} << 32))
+      ->capture_default_str();
+  app.add_flag("--no-shm", options.no_shm,
+               "Offer routers on this host no shared memory")
+      ->envname("TROUPE_NO_SHM");
+  app.add_option("--shm-socket", options.shm_socket,
+                 "Unix socket that shared memory is asked for on: a path, or "
+                 "@name in the abstract namespace (default: a name of its own)")
+      ->envname("TROUPE_SHM_SOCKET");
+  app.add_option("--hop-ring-kb", options.hop_ring_kb,
+                 "Shared memory per router and direction, in KiB, a power of "
+                 "two; larger messages go over gRPC")
+      ->envname("TROUPE_HOP_RING_KB")
+      ->check(CLI::Range(64, 1 << 20))
       ->capture_default_str();
   app.add_option("--drain-seconds", options.drain_seconds,
                  "Longest time to finish what is queued after SIGTERM")

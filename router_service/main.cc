@@ -37,6 +37,8 @@ struct Options {
   size_t max_queued = 256;
   bool no_prefix_cache = false;
   int hop_timeout_ms = 10000;
+  std::string hop = "auto";
+  std::string wire_dtype = "float32";
   int drain_seconds = 30;
   std::string log_level = "info";
   bool die_with_parent = false;
@@ -96,11 +98,18 @@ absl::Status Serve(const Options& options) {
     ExpertPoolOptions pool_options;
     pool_options.is_moe_layer = config.is_moe_layer;
     pool_options.num_experts = config.num_experts;
+    pool_options.bell = Doorbell::Create();
     std::vector<ExpertPool::Member> members;
     for (const std::string& address : options.experts) {
-      members.push_back(
-          {address, MakeGrpcExpertPeer(address, options.name,
-                                       checkpoint->fingerprint())});
+      GrpcExpertPeerOptions peer;
+      peer.address = address;
+      peer.router_name = options.name;
+      peer.model_fingerprint = checkpoint->fingerprint();
+      peer.hop = options.hop == "grpc"  ? HopMode::kGrpc
+                 : options.hop == "shm" ? HopMode::kShm
+                                        : HopMode::kAuto;
+      peer.bell = pool_options.bell;
+      members.push_back({address, MakeGrpcExpertPeer(std::move(peer))});
     }
     experts = std::make_unique<ExpertPool>(std::move(pool_options),
                                            std::move(members));
@@ -108,6 +117,8 @@ absl::Status Serve(const Options& options) {
     dispatch_options.hidden_size = config.hidden_size;
     dispatch_options.num_experts = config.num_experts;
     dispatch_options.hop_timeout = milliseconds(options.hop_timeout_ms);
+    dispatch_options.wire_dtype =
+        options.wire_dtype == "bfloat16" ? DataType::kBF16 : DataType::kF32;
     dispatcher = std::make_unique<TokenDispatcher>(*experts, dispatch_options);
   }
   ServingLoopOptions loop_options;
@@ -215,6 +226,19 @@ int main(int argc, char** argv) {
                  "An expert process that is silent for so long is given up")
       ->envname("TROUPE_HOP_TIMEOUT_MS")
       ->check(CLI::Range(1, 3600000))
+      ->capture_default_str();
+  app.add_option("--hop", options.hop,
+                 "auto: shared memory with the expert processes on this host "
+                 "that offer it, gRPC with the others; grpc: gRPC alone; shm: "
+                 "no process without shared memory")
+      ->envname("TROUPE_HOP")
+      ->check(CLI::IsMember({"auto", "grpc", "shm"}))
+      ->capture_default_str();
+  app.add_option("--wire-dtype", options.wire_dtype,
+                 "Hidden states between router and experts: float32, or "
+                 "bfloat16, which halves them and is another numeric format")
+      ->envname("TROUPE_WIRE_DTYPE")
+      ->check(CLI::IsMember({"float32", "bfloat16"}))
       ->capture_default_str();
   app.add_option("--drain-seconds", options.drain_seconds,
                  "Longest time to finish what runs after SIGTERM")

@@ -251,6 +251,14 @@ void ServingLoop::Step(const std::vector<Chunk>& chunks) {
     std::fill(load.begin(), load.end(), 0);
   }
   const Batch batch = MakeBatch(chunks);
+  if (dispatcher_ != nullptr) {
+    // Of the request that waits longest: after that nobody wants the outputs.
+    SteadyTime deadline = SteadyTime::min();
+    for (const Chunk& chunk : chunks) {
+      deadline = std::max(deadline, chunk.sequence->request.deadline);
+    }
+    dispatcher_->set_deadline(deadline);
+  }
   const absl::StatusOr<ConstFloatMatrix> logits =
       runner_.Forward(batch, dispatcher_, [this] {
         return AnyOverdue() ? absl::AbortedError("") : absl::OkStatus();
@@ -384,6 +392,8 @@ void ServingLoop::PublishStats() {
     stats.set_copies_resent(dispatch.copies_resent);
     stats.set_copies_refused(dispatch.copies_refused);
     stats.set_expert_wait_seconds(dispatch.wait_seconds);
+    stats.set_hop_seconds(dispatch.hop_seconds);
+    stats.set_hops(dispatch.hops);
   }
   if (scheduler_.num_running() + scheduler_.num_waiting() == 0) {
     CheckIntegrity();

@@ -1,14 +1,11 @@
 #include "router_service/dispatch/dispatch_plan.h"
 
-#include <cstring>
-
 #include "common/check.h"
 
 namespace troupe {
 
-DispatchPlan MakeDispatchPlan(const RoutingDecision& decision,
-                              size_t num_experts) {
-  DispatchPlan plan;
+void MakeDispatchPlan(const RoutingDecision& decision, size_t num_experts,
+                      DispatchPlan& plan) {
   plan.expert_offsets.assign(num_experts + 1, 0);
   for (const int32_t expert : decision.topk_idx) {
     if (expert < 0) continue;
@@ -20,51 +17,49 @@ DispatchPlan MakeDispatchPlan(const RoutingDecision& decision,
   }
   plan.slot_of_copy.resize(plan.expert_offsets[num_experts]);
   plan.copy_of_slot.assign(decision.topk_idx.size(), -1);
-  std::vector<uint32_t> next(plan.expert_offsets.begin(),
-                             plan.expert_offsets.end() - 1);
+  plan.next_copy.assign(plan.expert_offsets.begin(),
+                        plan.expert_offsets.end() - 1);
   for (size_t slot = 0; slot < decision.topk_idx.size(); ++slot) {
     const int32_t expert = decision.topk_idx[slot];
     if (expert < 0) continue;
-    const uint32_t copy = next[static_cast<size_t>(expert)]++;
+    const uint32_t copy = plan.next_copy[static_cast<size_t>(expert)]++;
     plan.slot_of_copy[copy] = static_cast<uint32_t>(slot);
     plan.copy_of_slot[slot] = static_cast<int32_t>(copy);
   }
-  return plan;
 }
 
-v1::ExpertBatch PackBatch(size_t layer, ConstFloatMatrix hidden_states,
-                          size_t top_k, const DispatchPlan& plan,
-                          const std::vector<CopyRun>& runs) {
-  v1::ExpertBatch batch;
-  batch.set_layer(static_cast<uint32_t>(layer));
-  int num_copies = 0;
+void PackBatch(size_t layer, size_t num_tokens, size_t top_k,
+               const DispatchPlan& plan, const std::vector<CopyRun>& runs,
+               PackedBatch& packed) {
+  ExpertBatch& batch = packed.batch;
+  batch.Clear();
+  batch.layer = static_cast<uint32_t>(layer);
+  packed.tokens.clear();
+  packed.row_of_token.assign(num_tokens, -1);
   for (const CopyRun& run : runs) {
-    batch.add_expert_ids(static_cast<uint32_t>(run.expert));
-    batch.add_copies_per_expert(run.end - run.begin);
-    num_copies += static_cast<int>(run.end - run.begin);
-  }
-  batch.mutable_row_of_copy()->Reserve(num_copies);
-  std::vector<int32_t> row_of_token(hidden_states.rows, -1);
-  std::vector<size_t> tokens;
-  for (const CopyRun& run : runs) {
+    batch.expert_ids.push_back(static_cast<uint32_t>(run.expert));
+    batch.copies_per_expert.push_back(run.end - run.begin);
     for (uint32_t copy = run.begin; copy < run.end; ++copy) {
       const size_t token = plan.slot_of_copy[copy] / top_k;
-      if (row_of_token[token] < 0) {
-        row_of_token[token] = static_cast<int32_t>(tokens.size());
-        tokens.push_back(token);
+      if (packed.row_of_token[token] < 0) {
+        packed.row_of_token[token] = static_cast<int32_t>(packed.tokens.size());
+        packed.tokens.push_back(static_cast<uint32_t>(token));
       }
-      batch.add_row_of_copy(static_cast<uint32_t>(row_of_token[token]));
+      batch.row_of_copy.push_back(
+          static_cast<uint32_t>(packed.row_of_token[token]));
     }
   }
-  batch.set_num_tokens(static_cast<uint32_t>(tokens.size()));
-  const size_t row_bytes = hidden_states.cols * sizeof(float);
-  std::string& bytes = *batch.mutable_hidden_states();
-  bytes.resize(tokens.size() * row_bytes);
-  for (size_t row = 0; row < tokens.size(); ++row) {
-    std::memcpy(bytes.data() + row * row_bytes, hidden_states.row(tokens[row]),
-                row_bytes);
+  batch.num_tokens = static_cast<uint32_t>(packed.tokens.size());
+}
+
+void GatherRows(const PackedBatch& packed, ConstFloatMatrix hidden_states,
+                char* to) {
+  const DataType dtype = packed.batch.dtype;
+  const size_t row_bytes = hidden_states.cols * SizeOf(dtype);
+  for (const uint32_t token : packed.tokens) {
+    WriteElements(dtype, hidden_states.row(token), hidden_states.cols, to);
+    to += row_bytes;
   }
-  return batch;
 }
 
 }  // namespace troupe

@@ -1,13 +1,11 @@
 #include "router_service/dispatch/token_dispatcher.h"
 
 #include <algorithm>
-#include <cstring>
 #include <map>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
-#include "absl/time/time.h"
 #include "common/check.h"
 #include "common/logging.h"
 #include "kernels/elementwise.h"
@@ -16,24 +14,27 @@ namespace troupe {
 namespace {
 
 // While copies wait for a replica, or for an answer that is late.
-constexpr absl::Duration kPoll = absl::Milliseconds(5);
+constexpr milliseconds kPoll(5);
 // Before a peer that refused or failed is asked again.
 constexpr milliseconds kRetryDelay(2);
 
 }  // namespace
 
 // One layer's copies on their way. The calling thread owns everything but what
-// is under mu_, which the callbacks of peers write.
+// is under mu, which the callbacks of peers write.
 class DispatchHandle::Exchange {
  public:
   struct Part {
     size_t peer = 0;
     std::vector<CopyRun> runs;
+    size_t num_copies = 0;
     SteadyTime sent;
+    // Under mu; `settled` is changed by the calling thread alone.
     bool settled = false;  // used, or given up
-    // Under mu_:
     bool answered = false;
-    absl::StatusOr<v1::ExpertOutput> output = v1::ExpertOutput();
+    bool refused = false;  // the peer said so
+    uint32_t compute_us = 0;
+    std::string wrong;  // with what is in place of an answer
   };
   // Copies without a peer.
   struct Homeless {
@@ -41,13 +42,38 @@ class DispatchHandle::Exchange {
     SteadyTime not_before;
   };
 
-  bool AnyNewAnswer() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
-    return num_answered > num_handled;
+  // The rows go from the transport's memory to their place among the copies.
+  // An answer to a part that was given up comes too late: its copies may be
+  // those of another part by now.
+  void Take(Part& part, size_t hidden_size, DataType dtype,
+            const absl::StatusOr<ExpertOutput>& output) {
+    absl::MutexLock lock(&mu);
+    if (part.settled) return;
+    part.answered = true;
+    const size_t num_bytes = part.num_copies * hidden_size * SizeOf(dtype);
+    if (!output.ok()) {
+      part.wrong = std::string(output.status().message());
+      return;
+    }
+    part.compute_us = output->compute_us;
+    if (output->verdict != Verdict::kComputed) {
+      part.refused = true;
+      part.wrong = Name(output->verdict);
+    } else if (output->rows.size() != num_bytes || output->dtype != dtype) {
+      part.wrong = absl::StrCat("answered ", output->rows.size(), " bytes of ",
+                                Name(output->dtype), " for ", part.num_copies,
+                                " copies of ", Name(dtype));
+    } else {
+      PayloadReader reader(output->rows);
+      for (const CopyRun& run : part.runs) {
+        reader.ReadFloats(dtype, copies.data() + run.begin * hidden_size,
+                          (run.end - run.begin) * hidden_size);
+      }
+    }
   }
 
   size_t layer = 0;
   size_t top_k = 0;
-  std::vector<float> hidden_states;  // kept for sending again
   ConstFloatMatrix hidden;
   std::vector<float> topk_weights;  // [num_tokens, top_k]
   DispatchPlan plan;
@@ -55,35 +81,52 @@ class DispatchHandle::Exchange {
   // Peers that refused or failed, by expert; forgotten when nobody else is
   // left.
   std::map<size_t, std::vector<size_t>> avoid;
+  uint32_t slowest_compute_us = 0;
 
   absl::Mutex mu;
+  std::vector<float> copies;  // [num_copies, hidden_size]; see Take
+  // The first num_parts are in use.
   std::vector<std::unique_ptr<Part>> parts;
-  size_t num_answered ABSL_GUARDED_BY(mu) = 0;
-  size_t num_handled ABSL_GUARDED_BY(mu) = 0;
+  size_t num_parts = 0;
 };
 
 TokenDispatcher::TokenDispatcher(ExpertPool& experts,
                                  TokenDispatcherOptions options)
-    : experts_(experts), options_(options) {}
+    : experts_(experts), options_(options), runs_of_peer_(experts.size()) {}
+
+// One that nobody holds any more: neither a handle, nor the callback of a
+// batch that may still be answered.
+std::shared_ptr<DispatchHandle::Exchange> TokenDispatcher::NewExchange() {
+  for (const std::shared_ptr<Exchange>& exchange : exchanges_) {
+    if (exchange.use_count() > 1) continue;
+    // Behind the last callback.
+    absl::MutexLock lock(&exchange->mu);
+    exchange->homeless.clear();
+    exchange->avoid.clear();
+    exchange->slowest_compute_us = 0;
+    exchange->num_parts = 0;
+    return exchange;
+  }
+  exchanges_.push_back(std::make_shared<Exchange>());
+  return exchanges_.back();
+}
 
 DispatchHandle TokenDispatcher::Dispatch(size_t layer,
                                          ConstFloatMatrix hidden_states,
                                          const RoutingDecision& decision) {
   CHECK_EQ(hidden_states.rows, decision.num_tokens);
+  CHECK_EQ(hidden_states.cols, options_.hidden_size);
   DispatchHandle handle;
-  handle.exchange_ = std::make_shared<Exchange>();
+  handle.exchange_ = NewExchange();
   Exchange& exchange = *handle.exchange_;
   exchange.layer = layer;
   exchange.top_k = decision.top_k;
   exchange.topk_weights = decision.topk_weights;
-  exchange.plan = MakeDispatchPlan(decision, options_.num_experts);
-  exchange.hidden_states.resize(hidden_states.rows * hidden_states.cols);
-  for (size_t row = 0; row < hidden_states.rows; ++row) {
-    std::memcpy(exchange.hidden_states.data() + row * hidden_states.cols,
-                hidden_states.row(row), hidden_states.cols * sizeof(float));
-  }
-  exchange.hidden = ConstFloatMatrix(exchange.hidden_states.data(),
-                                     hidden_states.rows, hidden_states.cols);
+  exchange.hidden = hidden_states;
+  MakeDispatchPlan(decision, options_.num_experts, exchange.plan);
+  const size_t num_floats =
+      exchange.plan.slot_of_copy.size() * options_.hidden_size;
+  if (exchange.copies.size() < num_floats) exchange.copies.resize(num_floats);
   const SteadyTime now = std::chrono::steady_clock::now();
   for (size_t expert = 0; expert < options_.num_experts; ++expert) {
     if (exchange.plan.num_copies(expert) == 0) continue;
@@ -99,48 +142,53 @@ void TokenDispatcher::Send(const std::shared_ptr<Exchange>& exchange) {
   const SteadyTime now = std::chrono::steady_clock::now();
   const std::shared_ptr<const Placement> placement = experts_.placement();
   const uint32_t max_copies = static_cast<uint32_t>(std::max<size_t>(
-      1, options_.max_output_bytes / (options_.hidden_size * sizeof(float))));
-  std::map<size_t, std::vector<CopyRun>> by_peer;
-  std::vector<Exchange::Homeless> left;
+      1, options_.max_output_bytes /
+             (options_.hidden_size * SizeOf(options_.wire_dtype))));
+  for (std::vector<CopyRun>& runs : runs_of_peer_) runs.clear();
+  size_t num_left = 0;
   for (Exchange::Homeless& homeless : exchange->homeless) {
     std::optional<size_t> peer;
     if (homeless.not_before <= now) {
       const size_t expert = homeless.run.expert;
-      std::vector<size_t>& avoid = exchange->avoid[expert];
-      peer = experts_.Choose(*placement, exchange->layer, expert, avoid);
-      if (!peer.has_value()) {
+      const auto avoid = exchange->avoid.find(expert);
+      peer = experts_.Choose(*placement, exchange->layer, expert,
+                             avoid == exchange->avoid.end()
+                                 ? absl::Span<const size_t>()
+                                 : avoid->second);
+      if (!peer.has_value() && avoid != exchange->avoid.end()) {
         // Nobody else: those that refused or failed may be asked again.
-        avoid.clear();
-        peer = experts_.Choose(*placement, exchange->layer, expert, avoid);
+        exchange->avoid.erase(avoid);
+        peer = experts_.Choose(*placement, exchange->layer, expert, {});
       }
     }
     if (peer.has_value()) {
-      by_peer[*peer].push_back(homeless.run);
+      runs_of_peer_[*peer].push_back(homeless.run);
     } else {
-      left.push_back(std::move(homeless));
+      exchange->homeless[num_left++] = homeless;
     }
   }
-  exchange->homeless = std::move(left);
+  exchange->homeless.resize(num_left);
 
-  for (auto& [peer, runs] : by_peer) {
+  for (size_t peer = 0; peer < runs_of_peer_.size(); ++peer) {
+    std::vector<CopyRun>& runs = runs_of_peer_[peer];
     std::sort(runs.begin(), runs.end(), [](const CopyRun& a, const CopyRun& b) {
       return a.expert != b.expert ? a.expert < b.expert : a.begin < b.begin;
     });
     // Fill messages up to the bound; a run that does not fit is cut.
-    std::vector<CopyRun> message;
+    message_.clear();
     uint32_t num_copies = 0;
-    const auto flush = [&, to = peer] {
-      if (!message.empty()) SendPart(exchange, to, std::move(message));
-      message.clear();
+    const auto flush = [&] {
+      if (!message_.empty()) SendPart(exchange, peer, message_);
+      message_.clear();
       num_copies = 0;
     };
     for (CopyRun run : runs) {
       // A message holds each expert once.
-      if (!message.empty() && message.back().expert == run.expert) flush();
+      if (!message_.empty() && message_.back().expert == run.expert) flush();
       while (run.begin < run.end) {
         const uint32_t take =
             std::min(run.end - run.begin, max_copies - num_copies);
-        message.push_back({run.expert, run.begin, run.begin + take});
+        message_.push_back({run.expert, run.begin, run.begin + take});
         num_copies += take;
         run.begin += take;
         if (num_copies == max_copies) flush();
@@ -151,62 +199,70 @@ void TokenDispatcher::Send(const std::shared_ptr<Exchange>& exchange) {
 }
 
 void TokenDispatcher::SendPart(const std::shared_ptr<Exchange>& exchange,
-                               size_t peer, std::vector<CopyRun> runs) {
-  v1::ExpertBatch batch = PackBatch(exchange->layer, exchange->hidden,
-                                    exchange->top_k, exchange->plan, runs);
-  batch.set_timeout_ms(static_cast<uint32_t>(options_.hop_timeout.count()));
-  exchange->parts.push_back(std::make_unique<Exchange::Part>());
-  Exchange::Part* part = exchange->parts.back().get();
+                               size_t peer, const std::vector<CopyRun>& runs) {
+  const SteadyTime now = std::chrono::steady_clock::now();
+  PackBatch(exchange->layer, exchange->hidden.rows, exchange->top_k,
+            exchange->plan, runs, packed_);
+  packed_.batch.dtype = options_.wire_dtype;
+  milliseconds timeout = options_.hop_timeout;
+  if (deadline_ != kNoDeadline) {
+    timeout = std::clamp(std::chrono::ceil<milliseconds>(deadline_ - now),
+                         milliseconds(1), timeout);
+  }
+  packed_.batch.timeout_ms = static_cast<uint32_t>(timeout.count());
+  if (exchange->num_parts == exchange->parts.size()) {
+    exchange->parts.push_back(std::make_unique<Exchange::Part>());
+  }
+  Exchange::Part* part = exchange->parts[exchange->num_parts++].get();
   part->peer = peer;
-  part->runs = std::move(runs);
-  part->sent = std::chrono::steady_clock::now();
+  part->runs = runs;
+  part->num_copies = packed_.batch.num_copies();
+  part->sent = now;
+  {
+    absl::MutexLock lock(&exchange->mu);
+    part->settled = false;
+    part->answered = false;
+    part->refused = false;
+    part->wrong.clear();
+  }
+  const size_t hidden_size = options_.hidden_size;
+  const DataType dtype = options_.wire_dtype;
   // The callback holds the exchange: an answer may come when nobody waits.
-  experts_.Send(peer, std::move(batch),
-                [exchange, part](absl::StatusOr<v1::ExpertOutput> output) {
-                  absl::MutexLock lock(&exchange->mu);
-                  part->output = std::move(output);
-                  part->answered = true;
-                  ++exchange->num_answered;
-                });
+  experts_.Send(
+      peer, packed_.batch, packed_.payload_bytes(hidden_size),
+      [&](char* to) { GatherRows(packed_, exchange->hidden, to); },
+      [exchange, part, hidden_size,
+       dtype](const absl::StatusOr<ExpertOutput>& output) {
+        exchange->Take(*part, hidden_size, dtype, output);
+      });
 }
 
 bool TokenDispatcher::Settle(Exchange& exchange, size_t index, SteadyTime now) {
   Exchange::Part& part = *exchange.parts[index];
-  const size_t row_bytes = options_.hidden_size * sizeof(float);
-  uint32_t num_copies = 0;
-  for (const CopyRun& run : part.runs) num_copies += run.end - run.begin;
   std::string why;
-  if (part.answered) {
-    if (!part.output.ok()) {
-      why = std::string(part.output.status().message());
-    } else if (part.output->verdict() != v1::ExpertOutput::VERDICT_COMPUTED) {
-      why = v1::ExpertOutput::Verdict_Name(part.output->verdict());
-      stats_.copies_refused += num_copies;
-    } else if (part.output->outputs().size() != num_copies * row_bytes) {
-      why = absl::StrCat("answered ", part.output->outputs().size(),
-                         " bytes for ", num_copies, " copies");
+  {
+    absl::MutexLock lock(&exchange.mu);
+    if (part.settled) return true;
+    if (part.answered) {
+      why = std::move(part.wrong);
+    } else if (now - part.sent >= options_.hop_timeout) {
+      why =
+          absl::StrCat("no answer after ", options_.hop_timeout.count(), " ms");
     } else {
-      const char* from = part.output->outputs().data();
-      for (const CopyRun& run : part.runs) {
-        const size_t bytes = (run.end - run.begin) * row_bytes;
-        std::memcpy(copies_.data() + run.begin * options_.hidden_size, from,
-                    bytes);
-        from += bytes;
-      }
-      part.output = v1::ExpertOutput();
-      part.settled = true;
-      stats_.copies_dispatched += num_copies;
-      return true;
+      return false;
     }
-  } else if (now - part.sent >= options_.hop_timeout) {
-    why = absl::StrCat("no answer after ", options_.hop_timeout.count(), " ms");
-  } else {
-    return false;
+    part.settled = true;
   }
+  if (why.empty()) {
+    stats_.copies_dispatched += part.num_copies;
+    exchange.slowest_compute_us =
+        std::max(exchange.slowest_compute_us, part.compute_us);
+    return true;
+  }
+  if (part.refused) stats_.copies_refused += part.num_copies;
   spdlog::debug("layer {}: {}: {}", exchange.layer, experts_.address(part.peer),
                 why);
-  part.settled = true;
-  stats_.copies_resent += num_copies;
+  stats_.copies_resent += part.num_copies;
   const std::shared_ptr<const Placement> placement = experts_.placement();
   for (const CopyRun& run : part.runs) {
     // At once to another replica; a moment later to the same one.
@@ -226,33 +282,46 @@ std::string TokenDispatcher::WaitsFor(const Exchange& exchange) const {
                         " of layer ", exchange.layer,
                         " has no replica that takes its rows");
   }
-  for (const auto& part : exchange.parts) {
-    if (part->settled) continue;
-    return absl::StrCat("expert ", part->runs.front().expert, " of layer ",
-                        exchange.layer, " at ", experts_.address(part->peer),
+  for (size_t i = 0; i < exchange.num_parts; ++i) {
+    const Exchange::Part& part = *exchange.parts[i];
+    if (part.settled) continue;
+    return absl::StrCat("expert ", part.runs.front().expert, " of layer ",
+                        exchange.layer, " at ", experts_.address(part.peer),
                         " has not answered");
   }
   return "";
+}
+
+void TokenDispatcher::Wait(const Exchange& exchange, uint32_t seen,
+                           SteadyTime start, SteadyTime now) {
+  SteadyTime until = now + kPoll;
+  if (exchange.homeless.empty()) {
+    const SteadyTime check_at = start + options_.check_after_silence;
+    if (now < check_at) until = check_at;
+    for (size_t i = 0; i < exchange.num_parts; ++i) {
+      const Exchange::Part& part = *exchange.parts[i];
+      if (!part.settled) {
+        until = std::min(until, part.sent + options_.hop_timeout);
+      }
+    }
+  }
+  experts_.bell().Wait(seen, until);
 }
 
 absl::Status TokenDispatcher::Combine(DispatchHandle handle, const Check& check,
                                       FloatMatrix output, ThreadPool& pool) {
   CHECK(handle.exchange_ != nullptr);
   Exchange& exchange = *handle.exchange_;
-  const size_t hidden_size = options_.hidden_size;
   const SteadyTime start = std::chrono::steady_clock::now();
   SteadyTime now = start;
-  copies_.resize(exchange.plan.slot_of_copy.size() * hidden_size);
   absl::Status status;
   while (true) {
+    // Whatever is published after this rings the bell again.
+    const uint32_t seen = experts_.bell().Current();
+    experts_.Poll();
     size_t in_flight = 0;
-    {
-      absl::MutexLock lock(&exchange.mu);
-      exchange.num_handled = exchange.num_answered;
-      for (size_t i = 0; i < exchange.parts.size(); ++i) {
-        if (exchange.parts[i]->settled || Settle(exchange, i, now)) continue;
-        ++in_flight;
-      }
+    for (size_t i = 0; i < exchange.num_parts; ++i) {
+      if (!Settle(exchange, i, now)) ++in_flight;
     }
     if (!exchange.homeless.empty()) {
       const size_t before = exchange.homeless.size();
@@ -261,11 +330,7 @@ absl::Status TokenDispatcher::Combine(DispatchHandle handle, const Check& check,
     } else if (in_flight == 0) {
       break;
     }
-    {
-      absl::MutexLock lock(&exchange.mu);
-      exchange.mu.AwaitWithTimeout(
-          absl::Condition(&exchange, &Exchange::AnyNewAnswer), kPoll);
-    }
+    Wait(exchange, seen, start, now);
     now = std::chrono::steady_clock::now();
     if (now - start < (exchange.homeless.empty() ? options_.check_after_silence
                                                  : options_.check_after)) {
@@ -279,13 +344,26 @@ absl::Status TokenDispatcher::Combine(DispatchHandle handle, const Check& check,
       break;
     }
   }
-  stats_.wait_seconds +=
+  const double waited =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start)
           .count();
-  if (!status.ok()) return status;
+  stats_.wait_seconds += waited;
+  if (!status.ok()) {
+    // What is still to come is for nobody.
+    absl::MutexLock lock(&exchange.mu);
+    for (size_t i = 0; i < exchange.num_parts; ++i) {
+      exchange.parts[i]->settled = true;
+    }
+    return status;
+  }
+  if (exchange.num_parts > 0) {
+    ++stats_.hops;
+    stats_.hop_seconds +=
+        std::max(0.0, waited - 1e-6 * exchange.slowest_compute_us);
+  }
   CombineExperts(
-      ConstFloatMatrix(copies_.data(), exchange.plan.slot_of_copy.size(),
-                       hidden_size),
+      ConstFloatMatrix(exchange.copies.data(),
+                       exchange.plan.slot_of_copy.size(), options_.hidden_size),
       exchange.plan.copy_of_slot,
       ConstFloatMatrix(exchange.topk_weights.data(), exchange.hidden.rows,
                        exchange.top_k),

@@ -35,6 +35,9 @@ struct TokenDispatcherOptions {
   milliseconds check_after_silence = milliseconds(2000);
   // A message carries at most this many bytes of outputs.
   size_t max_output_bytes = size_t{16} << 20;
+  // Of hidden states and outputs between the processes: part of the numeric
+  // format of the cluster, whatever the transport.
+  DataType wire_dtype = DataType::kF32;
 };
 
 // Counters since construction.
@@ -43,6 +46,9 @@ struct DispatchStats {
   uint64_t copies_resent = 0;
   uint64_t copies_refused = 0;
   double wait_seconds = 0.0;  // in Combine
+  // Of it, what was not the computing of the slowest peer of each layer.
+  double hop_seconds = 0.0;
+  uint64_t hops = 0;  // layers that were waited for
 };
 
 // What Dispatch returns and Combine consumes.
@@ -67,8 +73,13 @@ class TokenDispatcher {
 
   TokenDispatcher(ExpertPool& experts, TokenDispatcherOptions options);
 
-  // Sends the copies of one layer. hidden_states [num_tokens, hidden_size];
-  // copied before it returns.
+  // When nobody wants the outputs of what is dispatched from now on: batches
+  // say so, and a peer passes over those that are too late.
+  void set_deadline(SteadyTime deadline) { deadline_ = deadline; }
+
+  // Sends the copies of one layer. hidden_states [num_tokens, hidden_size] must
+  // stay until Combine returns or the handle is dropped: what a peer loses is
+  // sent again.
   DispatchHandle Dispatch(size_t layer, ConstFloatMatrix hidden_states,
                           const RoutingDecision& decision);
 
@@ -88,19 +99,29 @@ class TokenDispatcher {
  private:
   using Exchange = DispatchHandle::Exchange;
 
+  std::shared_ptr<Exchange> NewExchange();
   // Sends copies that have no peer to those that the pool chooses now.
   void Send(const std::shared_ptr<Exchange>& exchange);
   void SendPart(const std::shared_ptr<Exchange>& exchange, size_t peer,
-                std::vector<CopyRun> runs);
+                const std::vector<CopyRun>& runs);
   // Takes what the part's peer answered, or gives the peer up; false while
   // neither.
   bool Settle(Exchange& exchange, size_t index, SteadyTime now);
+  // Waits for news, at most until something has to be looked at without any.
+  void Wait(const Exchange& exchange, uint32_t seen, SteadyTime start,
+            SteadyTime now);
   std::string WaitsFor(const Exchange& exchange) const;
 
   ExpertPool& experts_;
   const TokenDispatcherOptions options_;
+  SteadyTime deadline_ = kNoDeadline;
   DispatchStats stats_;
-  std::vector<float> copies_;  // [num_copies, hidden_size], of Combine
+  // Kept from layer to layer, so that nothing is allocated once they have
+  // grown.
+  std::vector<std::shared_ptr<Exchange>> exchanges_;
+  std::vector<std::vector<CopyRun>> runs_of_peer_;  // [experts_.size()]
+  std::vector<CopyRun> message_;
+  PackedBatch packed_;
 };
 
 }  // namespace troupe

@@ -10,6 +10,7 @@
 #include "absl/synchronization/notification.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/fakes/expert_frames.h"
 #include "tests/fakes/fake_expert_process.h"
 
 namespace troupe {
@@ -62,6 +63,11 @@ class ExpertPoolTest : public testing::Test {
     batch.add_copies_per_expert(static_cast<uint32_t>(num_copies));
     for (size_t i = 0; i < num_copies; ++i) batch.add_row_of_copy(0);
     return batch;
+  }
+
+  static void SendTo(ExpertPool& pool, size_t peer,
+                     const v1::ExpertBatch& batch, ProtoOutputCallback done) {
+    SendProto(pool, batch, std::move(done), peer);
   }
 
   std::vector<std::unique_ptr<FakeExpertProcess>> processes_;
@@ -154,7 +160,7 @@ TEST_F(ExpertPoolTest, EqualReplicasTakeTurns) {
     EXPECT_EQ(pool.Choose(*pool.placement(), 0, 0, {}), peer);
     ++count[peer];
     absl::Notification answered;
-    pool.Send(peer, Batch(1), [&answered](absl::StatusOr<v1::ExpertOutput>) {
+    SendTo(pool, peer, Batch(1), [&answered](absl::StatusOr<v1::ExpertOutput>) {
       answered.Notify();
     });
     answered.WaitForNotification();
@@ -181,7 +187,7 @@ TEST_F(ExpertPoolTest, ThePeerWithTheMostRoomIsChosen) {
   ExpertPool& pool = Start();
   a.Script({}, FakeAnswer::kHold);
   // Rows in flight take room.
-  pool.Send(0, Batch(10), [](absl::StatusOr<v1::ExpertOutput>) {});
+  SendTo(pool, 0, Batch(10), [](absl::StatusOr<v1::ExpertOutput>) {});
   EXPECT_EQ(pool.Describe()[0].in_flight_rows(), 10u);
   for (int i = 0; i < 4; ++i) {
     EXPECT_EQ(pool.Choose(*pool.placement(), 0, 0, {}), 1u);
@@ -190,7 +196,7 @@ TEST_F(ExpertPoolTest, ThePeerWithTheMostRoomIsChosen) {
   EXPECT_EQ(pool.Describe()[0].in_flight_rows(), 0u);
   // What the last answer said counts.
   b.SetFreeRows(17);
-  pool.Send(1, Batch(1), [](absl::StatusOr<v1::ExpertOutput>) {});
+  SendTo(pool, 1, Batch(1), [](absl::StatusOr<v1::ExpertOutput>) {});
   EXPECT_EQ(pool.Describe()[1].free_rows(), 17u);
   for (int i = 0; i < 4; ++i) {
     EXPECT_EQ(pool.Choose(*pool.placement(), 0, 0, {}), 0u);
@@ -206,9 +212,9 @@ TEST_F(ExpertPoolTest, AnyRoomIsTaken) {
     processes_.clear();
     AddProcess(Owner("a", {0})).SetFreeRows(free_rows);
     ExpertPool& pool = Start();
-    pool.Send(0, Batch(3), [](absl::StatusOr<v1::ExpertOutput>) {});
+    SendTo(pool, 0, Batch(3), [](absl::StatusOr<v1::ExpertOutput>) {});
     processes_[0]->Script({}, FakeAnswer::kHold);
-    pool.Send(0, Batch(3), [](absl::StatusOr<v1::ExpertOutput>) {});
+    SendTo(pool, 0, Batch(3), [](absl::StatusOr<v1::ExpertOutput>) {});
     EXPECT_EQ(pool.Choose(*pool.placement(), 0, 0, {}), 0u);
     pool_ = nullptr;
   }
@@ -222,7 +228,7 @@ TEST_F(ExpertPoolTest, CountsAnswersAndErrors) {
   const auto keep = [&](absl::StatusOr<v1::ExpertOutput> output) {
     outputs.push_back(std::move(output));
   };
-  for (int i = 0; i < 3; ++i) pool.Send(0, Batch(2), keep);
+  for (int i = 0; i < 3; ++i) SendTo(pool, 0, Batch(2), keep);
   ASSERT_EQ(outputs.size(), 2u);
   EXPECT_TRUE(outputs[0].ok());
   EXPECT_EQ(outputs[1].status().code(), absl::StatusCode::kUnavailable);
@@ -244,7 +250,7 @@ TEST_F(ExpertPoolTest, DestroyingItEndsWhatIsInFlight) {
   ExpertPool& pool = Start();
   a.Script({}, FakeAnswer::kHold);
   int answers = 0;
-  pool.Send(0, Batch(1), [&](absl::StatusOr<v1::ExpertOutput> output) {
+  SendTo(pool, 0, Batch(1), [&](absl::StatusOr<v1::ExpertOutput> output) {
     EXPECT_FALSE(output.ok());
     ++answers;
   });

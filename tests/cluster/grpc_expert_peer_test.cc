@@ -17,6 +17,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "protos/expert.grpc.pb.h"
+#include "tests/fakes/expert_frames.h"
 #include "tests/fakes/temp_dir.h"
 
 namespace troupe {
@@ -114,7 +115,7 @@ class Listener final : public ExpertPeer::Listener {
 // The answer to one batch; fails the test when it comes twice.
 class Answer {
  public:
-  ExpertPeer::OutputCallback Callback() {
+  ProtoOutputCallback Callback() {
     return [this](absl::StatusOr<v1::ExpertOutput> output) {
       EXPECT_FALSE(done_.HasBeenNotified());
       output_ = std::move(output);
@@ -153,7 +154,11 @@ class GrpcExpertPeerTest : public testing::Test {
   void StopServer() { server_ = nullptr; }
 
   ExpertPeer& MakePeer() {
-    peer_ = MakeGrpcExpertPeer(address_, "router-7", "fingerprint-1");
+    GrpcExpertPeerOptions options;
+    options.address = address_;
+    options.router_name = "router-7";
+    options.model_fingerprint = "fingerprint-1";
+    peer_ = MakeGrpcExpertPeer(std::move(options));
     return *peer_;
   }
 
@@ -187,7 +192,7 @@ TEST_F(GrpcExpertPeerTest, BatchesAreAnswered) {
   listener_.WaitForDescriptions(1);
   std::vector<Answer> answers(20);
   for (size_t i = 0; i < answers.size(); ++i) {
-    peer.Send(Batch(absl::StrCat("<", i, ">")), answers[i].Callback());
+    SendProto(peer, Batch(absl::StrCat("<", i, ">")), answers[i].Callback());
   }
   for (size_t i = 0; i < answers.size(); ++i) {
     const auto output = answers[i].Wait();
@@ -222,7 +227,7 @@ TEST_F(GrpcExpertPeerTest, AnswersFindTheirBatchInAnyOrder) {
   listener_.WaitForDescriptions(1);
   std::vector<Answer> answers(kBatches);
   for (size_t i = 0; i < kBatches; ++i) {
-    peer.Send(Batch(absl::StrCat(i)), answers[i].Callback());
+    SendProto(peer, Batch(absl::StrCat(i)), answers[i].Callback());
   }
   for (size_t i = 0; i < kBatches; ++i) {
     EXPECT_EQ(answers[i].Wait()->outputs(), absl::StrCat(i));
@@ -240,7 +245,7 @@ TEST_F(GrpcExpertPeerTest, TheEndOfTheStreamEndsWhatIsInFlight) {
   peer.Connect(&listener_);
   listener_.WaitForDescriptions(1);
   Answer answer;
-  peer.Send(Batch("x"), answer.Callback());
+  SendProto(peer, Batch("x"), answer.Callback());
   // A batch is lost, whatever the reason: it may be sent elsewhere.
   EXPECT_EQ(answer.Wait().status().code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(answer.Wait().status().message()),
@@ -250,14 +255,14 @@ TEST_F(GrpcExpertPeerTest, TheEndOfTheStreamEndsWhatIsInFlight) {
   EXPECT_THAT(std::string(lost.message()), HasSubstr(address_));
 
   Answer late;
-  peer.Send(Batch("x"), late.Callback());
+  SendProto(peer, Batch("x"), late.Callback());
   EXPECT_EQ(late.Wait().status().code(), absl::StatusCode::kUnavailable);
 }
 
 TEST_F(GrpcExpertPeerTest, SendBeforeConnectFailsAtOnce) {
   ExpertPeer& peer = MakePeer();
   Answer answer;
-  peer.Send(Batch("x"), answer.Callback());
+  SendProto(peer, Batch("x"), answer.Callback());
   ASSERT_TRUE(answer.HasBeenCalled());
   EXPECT_EQ(answer.Wait().status().code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(answer.Wait().status().message()),
@@ -277,7 +282,7 @@ TEST_F(GrpcExpertPeerTest, ConnectsAgainWhenTheProcessIsBack) {
   while (std::chrono::steady_clock::now() < patience) {
     peer.Connect(&listener_);
     Answer answer;
-    peer.Send(Batch("x"), answer.Callback());
+    SendProto(peer, Batch("x"), answer.Callback());
     output = answer.Wait();
     if (output.ok()) break;
     listener_.WaitForLost(++num_lost);
@@ -304,7 +309,7 @@ TEST_F(GrpcExpertPeerTest, DestroyingItEndsWhatIsInFlight) {
   peer.Connect(&listener_);
   listener_.WaitForDescriptions(1);
   std::vector<Answer> answers(8);
-  for (Answer& answer : answers) peer.Send(Batch("x"), answer.Callback());
+  for (Answer& answer : answers) SendProto(peer, Batch("x"), answer.Callback());
   batch_came.WaitForNotification();
   peer_ = nullptr;
   for (Answer& answer : answers) {
@@ -342,7 +347,7 @@ TEST_F(GrpcExpertPeerTest, ExactlyOneAnswerWhateverDies) {
     senders.emplace_back([&] {
       while (num_ok < 60) {
         Answer answer;
-        peer.Send(Batch(large), answer.Callback());
+        SendProto(peer, Batch(large), answer.Callback());
         const auto output = answer.Wait();
         if (output.ok()) {
           EXPECT_EQ(output->outputs(), large);

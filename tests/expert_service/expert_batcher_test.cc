@@ -35,10 +35,12 @@ class ExpertBatcherTest : public testing::Test {
     return RandomBatch(hidden_size(), layer, num_tokens, seed);
   }
   v1::ExpertOutput Run(const v1::ExpertBatch& batch) {
-    EXPECT_TRUE(batcher_.Validate(batch).ok()) << batcher_.Validate(batch);
+    const absl::Status valid =
+        batcher_.Validate(FromProto(batch), batch.hidden_states().size());
+    EXPECT_TRUE(valid.ok()) << valid;
     v1::ExpertOutput output;
     absl::Notification done;
-    batcher_.Submit(batch, [&](v1::ExpertOutput answer) {
+    Submit(batcher_, batch, [&](v1::ExpertOutput answer) {
       output = std::move(answer);
       done.Notify();
     });
@@ -53,7 +55,8 @@ class ExpertBatcherTest : public testing::Test {
 
   static TestExperts* experts_;
   ThreadPool pool_{2};
-  ExpertBatcher batcher_{experts_->store(), /*capacity_rows=*/100, pool_};
+  CpuExpertBackend backend_{experts_->store(), pool_};
+  ExpertBatcher batcher_{backend_, /*capacity_rows=*/100};
 };
 TestExperts* ExpertBatcherTest::experts_ = nullptr;
 
@@ -110,7 +113,7 @@ TEST_F(ExpertBatcherTest, MergedBatchesHaveTheBytesOfThoseAlone) {
   {
     HeldBatcher held(batcher_, hidden_size());
     for (size_t i = 0; i < batches.size(); ++i) {
-      batcher_.Submit(batches[i], [&, i](v1::ExpertOutput output) {
+      Submit(batcher_, batches[i], [&, i](v1::ExpertOutput output) {
         merged[i] = std::move(output);
         done.DecrementCount();
       });
@@ -141,12 +144,12 @@ TEST_F(ExpertBatcherTest, ABrokenRowSpoilsNoOther) {
   {
     HeldBatcher held(batcher_, hidden_size());
     const auto count = [&](v1::ExpertOutput) { done.DecrementCount(); };
-    batcher_.Submit(bad, count);
-    batcher_.Submit(good, [&](v1::ExpertOutput output) {
+    Submit(batcher_, bad, count);
+    Submit(batcher_, good, [&](v1::ExpertOutput output) {
       merged = std::move(output);
       done.DecrementCount();
     });
-    batcher_.Submit(bad, count);
+    Submit(batcher_, bad, count);
   }
   done.Wait();
   EXPECT_EQ(merged.outputs(), alone);
@@ -162,11 +165,11 @@ TEST_F(ExpertBatcherTest, RefusesAtOnceWhatDoesNotFit) {
   {
     // Its rows count as long as it runs: none are left when the callback runs.
     HeldBatcher held(batcher_, hidden_size());
-    batcher_.Submit(large, [&](v1::ExpertOutput) { computed.Notify(); });
+    Submit(batcher_, large, [&](v1::ExpertOutput) { computed.Notify(); });
     EXPECT_EQ(Stats().queued_rows(), rows);
     large.set_attempt_id(77);
     bool answered = false;
-    batcher_.Submit(large, [&](v1::ExpertOutput output) {
+    Submit(batcher_, large, [&](v1::ExpertOutput output) {
       refused = std::move(output);
       answered = true;
     });
@@ -199,12 +202,12 @@ TEST_F(ExpertBatcherTest, WhatNobodyWaitsForIsNotComputed) {
   absl::BlockingCounter done(2);
   {
     HeldBatcher held(batcher_, hidden_size());
-    batcher_.Submit(batch, [&](v1::ExpertOutput output) {
+    Submit(batcher_, batch, [&](v1::ExpertOutput output) {
       late = std::move(output);
       done.DecrementCount();
     });
     batch.set_timeout_ms(0);
-    batcher_.Submit(batch, [&](v1::ExpertOutput output) {
+    Submit(batcher_, batch, [&](v1::ExpertOutput output) {
       in_time = std::move(output);
       done.DecrementCount();
     });
@@ -227,13 +230,11 @@ TEST_F(ExpertBatcherTest, DrainingFinishesWhatWaits) {
   v1::ExpertOutput after;
   {
     HeldBatcher held(batcher_, hidden_size());
-    batcher_.Submit(Batch(0, 4, 3), [&](v1::ExpertOutput output) {
-      queued = std::move(output);
-    });
+    Submit(batcher_, Batch(0, 4, 3),
+           [&](v1::ExpertOutput output) { queued = std::move(output); });
     batcher_.StartDraining();
-    batcher_.Submit(Batch(0, 4, 4), [&](v1::ExpertOutput output) {
-      after = std::move(output);
-    });
+    Submit(batcher_, Batch(0, 4, 4),
+           [&](v1::ExpertOutput output) { after = std::move(output); });
     EXPECT_FALSE(batcher_.WaitUntilIdle(milliseconds(1)));
   }
   ASSERT_TRUE(batcher_.WaitUntilIdle(milliseconds(30000)));
@@ -243,14 +244,15 @@ TEST_F(ExpertBatcherTest, DrainingFinishesWhatWaits) {
 }
 
 TEST_F(ExpertBatcherTest, DestructionComputesWhatIsQueued) {
-  auto batcher =
-      std::make_unique<ExpertBatcher>(experts_->store(), 1000, pool_);
+  ThreadPool pool(2);
+  CpuExpertBackend backend(experts_->store(), pool);
+  auto batcher = std::make_unique<ExpertBatcher>(backend, 1000);
   int computed = 0;
   std::thread destroyer;
   {
     HeldBatcher held(*batcher, hidden_size());
     for (uint32_t i = 0; i < 10; ++i) {
-      batcher->Submit(Batch(i % 3, 3, i), [&](v1::ExpertOutput output) {
+      Submit(*batcher, Batch(i % 3, 3, i), [&](v1::ExpertOutput output) {
         computed += output.verdict() == v1::ExpertOutput::VERDICT_COMPUTED;
       });
     }
@@ -278,7 +280,7 @@ TEST_F(ExpertBatcherTest, ManyRoutersAtOnce) {
       absl::BlockingCounter answers(kBatches);
       for (size_t n = 0; n < kBatches; ++n) {
         const size_t i = (t * 3 + n) % batches.size();
-        batcher_.Submit(batches[i], [&, i](v1::ExpertOutput output) {
+        Submit(batcher_, batches[i], [&, i](v1::ExpertOutput output) {
           if (output.verdict() == v1::ExpertOutput::VERDICT_COMPUTED) {
             EXPECT_EQ(output.outputs(), alone[i]);
             ++computed;
@@ -307,10 +309,11 @@ TEST_F(ExpertBatcherTest, ALocalPeerWaitsForItsOwnCallbacks) {
   std::thread destroyer;
   {
     HeldBatcher held(batcher_, hidden_size());
-    peer->Send(Batch(0, 2, 1), [&](absl::StatusOr<v1::ExpertOutput> output) {
-      EXPECT_TRUE(output.ok());
-      answered = true;
-    });
+    SendProto(*peer, Batch(0, 2, 1),
+              [&](absl::StatusOr<v1::ExpertOutput> output) {
+                EXPECT_TRUE(output.ok());
+                answered = true;
+              });
     destroyer = std::thread([&] {
       peer = nullptr;
       EXPECT_TRUE(answered);
@@ -324,7 +327,7 @@ TEST_F(ExpertBatcherTest, ALocalPeerValidates) {
   v1::ExpertBatch batch = Batch(0, 2, 1);
   batch.set_num_tokens(3);
   absl::Status status;
-  peer.Send(batch, [&](absl::StatusOr<v1::ExpertOutput> output) {
+  SendProto(peer, batch, [&](absl::StatusOr<v1::ExpertOutput> output) {
     status = output.status();
   });
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);

@@ -94,7 +94,7 @@ class ExpertServerTest : public testing::Test {
     experts_ = nullptr;
   }
 
-  ExpertServerTest() : service_(Description()) {
+  ExpertServerTest() : service_(Description(), backend_.limits()) {
     RpcServerOptions options;
     options.listen = {absl::StrCat("unix:", dir_.path(), "/expert")};
     server_ = *RpcServer::Start(options, {&service_});
@@ -111,6 +111,13 @@ class ExpertServerTest : public testing::Test {
   void SetReady() {
     service_.SetReady(&batcher_, experts_->store().versions(),
                       experts_->store().num_bytes());
+  }
+  std::unique_ptr<ExpertPeer> MakePeer() {
+    GrpcExpertPeerOptions options;
+    options.address = absl::StrCat("unix:", dir_.path(), "/expert");
+    options.router_name = "router";
+    options.model_fingerprint = kFingerprint;
+    return MakeGrpcExpertPeer(std::move(options));
   }
   static v1::ExpertBatch Batch(size_t layer, size_t num_tokens, uint32_t seed) {
     return RandomBatch(experts_->config().hidden_size, layer, num_tokens, seed);
@@ -142,7 +149,8 @@ class ExpertServerTest : public testing::Test {
   static TestExperts* experts_;
   TempDir dir_;
   ThreadPool pool_{2};
-  ExpertBatcher batcher_{experts_->store(), kCapacityRows, pool_};
+  CpuExpertBackend backend_{experts_->store(), pool_};
+  ExpertBatcher batcher_{backend_, kCapacityRows};
   ExpertServer service_;
   std::unique_ptr<RpcServer> server_;
   std::unique_ptr<v1::Expert::Stub> stub_;
@@ -173,7 +181,7 @@ TEST_F(ExpertServerTest, HelloIsAnsweredByTheDescription) {
 // end.
 TEST_F(ExpertServerTest, NoChangeOfStateIsMissed) {
   for (int round = 0; round < 50; ++round) {
-    ExpertServer service(Description());
+    ExpertServer service(Description(), backend_.limits());
     RpcServerOptions options;
     options.listen = {absl::StrCat("unix:", dir_.path(), "/again")};
     auto server = *RpcServer::Start(options, {&service});
@@ -483,16 +491,16 @@ class PeerListener final : public ExpertPeer::Listener {
 
 TEST_F(ExpertServerTest, TalksToGrpcExpertPeer) {
   PeerListener listener;
-  const auto peer = MakeGrpcExpertPeer(
-      absl::StrCat("unix:", dir_.path(), "/expert"), "router", kFingerprint);
+  const auto peer = MakePeer();
   peer->Connect(&listener);
   SetReady();
   listener.ready.WaitForNotification();
   absl::Notification done;
-  peer->Send(Batch(0, 5, 3), [&](absl::StatusOr<v1::ExpertOutput> output) {
-    EXPECT_TRUE(output.ok()) << output.status();
-    done.Notify();
-  });
+  SendProto(*peer, Batch(0, 5, 3),
+            [&](absl::StatusOr<v1::ExpertOutput> output) {
+              EXPECT_TRUE(output.ok()) << output.status();
+              done.Notify();
+            });
   done.WaitForNotification();
   service_.EndStreams();
   listener.lost.WaitForNotification();
@@ -503,8 +511,7 @@ TEST_F(ExpertServerTest, TalksToGrpcExpertPeer) {
 TEST_F(ExpertServerTest, AFloodIsAnsweredCompletely) {
   SetReady();
   PeerListener listener;
-  const auto peer = MakeGrpcExpertPeer(
-      absl::StrCat("unix:", dir_.path(), "/expert"), "router", kFingerprint);
+  const auto peer = MakePeer();
   peer->Connect(&listener);
   listener.ready.WaitForNotification();
   constexpr int kBatches = 500;
@@ -513,13 +520,15 @@ TEST_F(ExpertServerTest, AFloodIsAnsweredCompletely) {
   {
     const HeldBatcher held = Hold();
     for (int i = 0; i < kBatches; ++i) {
-      peer->Send(Batch(1, 20, 8), [&](absl::StatusOr<v1::ExpertOutput> output) {
-        EXPECT_TRUE(output.ok()) << output.status();
-        if (output.ok()) {
-          computed += output->verdict() == v1::ExpertOutput::VERDICT_COMPUTED;
-        }
-        answers.DecrementCount();
-      });
+      SendProto(*peer, Batch(1, 20, 8),
+                [&](absl::StatusOr<v1::ExpertOutput> output) {
+                  EXPECT_TRUE(output.ok()) << output.status();
+                  if (output.ok()) {
+                    computed +=
+                        output->verdict() == v1::ExpertOutput::VERDICT_COMPUTED;
+                  }
+                  answers.DecrementCount();
+                });
     }
   }
   answers.Wait();

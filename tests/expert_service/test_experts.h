@@ -5,20 +5,24 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/synchronization/notification.h"
 #include "common/check.h"
 #include "common/thread_pool.h"
+#include "expert_service/cpu_expert_backend.h"
 #include "expert_service/expert_batcher.h"
 #include "expert_service/expert_store.h"
 #include "kernels/reference/expert_ffn.h"
 #include "model/checkpoint.h"
 #include "tests/fakes/checkpoint_builder.h"
+#include "tests/fakes/expert_frames.h"
 #include "tests/fakes/temp_dir.h"
 
 namespace troupe {
@@ -100,16 +104,48 @@ inline v1::ExpertBatch RandomBatch(size_t hidden_size, size_t layer,
   return batch;
 }
 
+// A call that keeps everything itself and tells a function of its end.
+class TestCall final : public ExpertCall {
+ public:
+  using Done = std::function<void(v1::ExpertOutput output)>;
+
+  TestCall(const v1::ExpertBatch& proto, Done done)
+      : input_(proto.hidden_states()), done_(std::move(done)) {
+    batch = FromProto(proto);
+    hidden_states = input_;
+  }
+  char* Reserve(size_t num_bytes) override {
+    rows_.resize(num_bytes);
+    return rows_.data();
+  }
+  void Finish(const ExpertOutput& output) override {
+    v1::ExpertOutput answer = ToProto(output);
+    if (output.verdict == Verdict::kComputed) answer.set_outputs(rows_);
+    done_(std::move(answer));
+    delete this;
+  }
+
+ private:
+  const std::string input_;
+  std::string rows_;
+  const Done done_;
+};
+
+inline void Submit(ExpertBatcher& batcher, const v1::ExpertBatch& batch,
+                   TestCall::Done done) {
+  batcher.Submit(new TestCall(batch, std::move(done)));
+}
+
 // Holds the batcher's thread in a callback until it goes, so that a test
 // decides what lies in the queue together.
 class HeldBatcher {
  public:
   HeldBatcher(ExpertBatcher& batcher, size_t hidden_size) {
-    batcher.Submit(RandomBatch(hidden_size, 0, 1, 999),
-                   [state = state_](v1::ExpertOutput) {
-                     state->held.Notify();
-                     state->release.WaitForNotification();
-                   });
+    Submit(batcher, RandomBatch(hidden_size, 0, 1, 999),
+           [state = state_](v1::ExpertOutput) {
+             state->held.Notify();
+             state->release.WaitForNotification();
+           });
     state_->held.WaitForNotification();
   }
   ~HeldBatcher() { state_->release.Notify(); }

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "common/check.h"
+#include "tests/fakes/expert_frames.h"
 
 namespace troupe {
 namespace {
@@ -147,7 +148,8 @@ class FakeExpertProcess::State {
       free_rows = free_rows_;
     }
     if (job.answer == FakeAnswer::kFail) {
-      job.done(absl::UnavailableError("fake: the connection broke"));
+      job.done(absl::StatusOr<ExpertOutput>(
+          absl::UnavailableError("fake: the connection broke")));
       return;
     }
     v1::ExpertOutput output;
@@ -171,7 +173,8 @@ class FakeExpertProcess::State {
     }
     output.set_attempt_id(job.batch.attempt_id());
     output.set_free_rows(free_rows);
-    job.done(std::move(output));
+    output.set_dtype(job.batch.dtype());
+    job.done(FromProto(output));
   }
 
   // Gives everything that is in flight an error, and waits for the thread.
@@ -285,8 +288,11 @@ class FakeExpertProcess::Peer final : public ExpertPeer {
     state_->FailAll(absl::CancelledError("fake: the peer is destroyed"));
   }
   void Connect(Listener* listener) override { state_->Connect(listener); }
-  void Send(v1::ExpertBatch batch, OutputCallback done) override {
-    state_->Send(std::move(batch), std::move(done));
+  void Send(const ExpertBatch& batch, size_t payload_bytes, WritePayload write,
+            OutputCallback done) override {
+    std::string hidden_states(payload_bytes, '\0');
+    write(hidden_states.data());
+    state_->Send(ToProto(batch, hidden_states), std::move(done));
   }
   const char* transport() const override { return "fake"; }
 

@@ -4,6 +4,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 #include <thread>
@@ -106,8 +107,16 @@ void ProcessCluster::WaitUntilReady(size_t router) {
     v1::RouterDescription description;
     const grpc::Status status =
         stubs_[router]->Describe(&context, {}, &description);
-    if (status.ok() && description.state() == v1::SERVING_STATE_READY) return;
     last = status.ok() ? description.detail() : status.error_message();
+    if (status.ok() && description.state() == v1::SERVING_STATE_READY) {
+      // Ready with one replica of each expert; the others may come later.
+      const v1::RouterStats stats = Stats(router);
+      const auto waits = std::find_if(
+          stats.peers().begin(), stats.peers().end(),
+          [](const v1::ExpertPeer& peer) { return peer.state() != "ready"; });
+      if (waits == stats.peers().end()) return;
+      last = waits->ShortDebugString();
+    }
     // The router learns of its experts when they connect; there is nothing to
     // wait on but asking again.
     std::this_thread::sleep_for(milliseconds(2));

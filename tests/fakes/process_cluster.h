@@ -39,7 +39,7 @@ class ProcessCluster {
 
   // Starts an expert process (again), at its old address.
   void StartExpert(size_t i);
-  // Polls Describe until the router is READY.
+  // Polls until the router is READY and so are all its expert processes.
   void WaitUntilReady(size_t router);
   v1::RouterStats Stats(size_t router = 0);
 

@@ -167,6 +167,8 @@ struct ProcessCase {
   bool tcp;
   std::vector<std::string> router_flags;
   bool expect_preemptions;
+  const char* transport = "shm";
+  std::vector<std::string> expert_flags = {};
 };
 
 class ProcessExactnessTest : public ExactnessTest,
@@ -180,6 +182,7 @@ TEST_P(ProcessExactnessTest, BatchOf16) {
   options.num_replicas = test_case.num_replicas;
   options.tcp = test_case.tcp;
   options.router_flags = test_case.router_flags;
+  options.expert_flags = test_case.expert_flags;
   ProcessCluster cluster(options);
   ExpectSame(GenerateAll(cluster.stub(), *requests_));
   const v1::RouterStats stats = cluster.Stats();
@@ -187,7 +190,7 @@ TEST_P(ProcessExactnessTest, BatchOf16) {
   // Nobody was idle: every expert process computed some of it.
   for (const v1::ExpertPeer& peer : stats.peers()) {
     EXPECT_GT(peer.messages(), 0u) << peer.address();
-    EXPECT_EQ(peer.transport(), "grpc");
+    EXPECT_EQ(peer.transport(), test_case.transport);
   }
 }
 
@@ -199,6 +202,20 @@ INSTANTIATE_TEST_SUITE_P(
         ProcessCase{"four", 4, 1, false, {}, false},
         ProcessCase{"eight", 8, 1, false, {}, false},
         ProcessCase{"four_tcp", 4, 1, true, {}, false},
+        ProcessCase{"four_grpc", 4, 1, false, {"--hop", "grpc"}, false, "grpc"},
+        ProcessCase{
+            "four_grpc_tcp", 4, 1, true, {"--hop", "grpc"}, false, "grpc"},
+        ProcessCase{
+            "two_without_offer", 2, 1, false, {}, false, "grpc", {"--no-shm"}},
+        // Rings that hold few of the messages: the rest goes over gRPC.
+        ProcessCase{"two_small_rings",
+                    2,
+                    1,
+                    false,
+                    {"--hop", "shm"},
+                    false,
+                    "shm",
+                    {"--hop-ring-kb", "64"}},
         ProcessCase{"two_with_two_replicas", 2, 2, false, {}, false},
         ProcessCase{"preempted", 2, 1, false, {"--kv-blocks", "14"}, true},
         ProcessCase{
@@ -269,6 +286,38 @@ TEST_F(ExactnessTest, CommonPrefixes) {
     EXPECT_EQ(stats.kv_blocks_free(), stats.kv_blocks_total());
     EXPECT_GT(stats.kv_blocks_cached(), 0u);
     EXPECT_EQ(stats.prefix_evictions() > 0, stats.kv_blocks_total() == 16);
+  }
+}
+
+// Another numeric format of the cluster: other bytes than float32's, and the
+// same ones whatever carries them.
+TEST_F(ExactnessTest, BFloat16OnTheWire) {
+  LocalClusterOptions local = LocalOptions();
+  local.wire_dtype = DataType::kBF16;
+  std::vector<std::string> expected;
+  {
+    LocalRouter router(local);
+    for (const v1::RouterGenerateRequest& request : *requests_) {
+      expected.push_back(Generate(router.stub(), request).Bytes());
+    }
+  }
+  EXPECT_NE(expected, *alone_);
+  for (const char* hop : {"shm", "grpc"}) {
+    SCOPED_TRACE(hop);
+    ProcessClusterOptions options;
+    options.model_dir = ModelDir();
+    options.expert_ranges = SplitExperts(8, 2);
+    options.router_flags = {"--wire-dtype", "bfloat16", "--hop", hop};
+    ProcessCluster cluster(options);
+    const std::vector<Outcome> outcomes =
+        GenerateAll(cluster.stub(), *requests_);
+    for (size_t i = 0; i < outcomes.size(); ++i) {
+      EXPECT_EQ(outcomes[i].Bytes(), expected[i]) << "request " << i;
+    }
+    const v1::RouterStats stats = cluster.Stats();
+    for (const v1::ExpertPeer& peer : stats.peers()) {
+      EXPECT_EQ(peer.transport(), hop);
+    }
   }
 }
 

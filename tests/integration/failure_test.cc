@@ -1,6 +1,7 @@
 // What happens when expert processes die, stop, or come too late.
 #include <signal.h>
 
+#include <fstream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -76,8 +77,10 @@ void ExpectIdle(ProcessCluster& cluster) {
   EXPECT_EQ(stats.kv_blocks_free(), stats.kv_blocks_total());
 }
 
-TEST(FailureTest, KilledReplicaLeavesTheSameBytes) {
-  ProcessCluster cluster(Options(2, 2));
+void KillReplicas(const char* hop) {
+  ProcessClusterOptions options = Options(2, 2);
+  options.router_flags = {"--hop", hop};
+  ProcessCluster cluster(options);
   const std::string undisturbed =
       Generate(cluster.stub(), LongRequest(1)).Bytes();
   for (const size_t victim : {0, 3}) {
@@ -91,6 +94,20 @@ TEST(FailureTest, KilledReplicaLeavesTheSameBytes) {
     cluster.WaitUntilReady(0);
   }
   ExpectIdle(cluster);
+  // Those that came back have their transport back.
+  EXPECT_TRUE(Generate(cluster.stub(), LongRequest(1)).status.ok());
+  const v1::RouterStats stats = cluster.Stats();
+  for (const v1::ExpertPeer& peer : stats.peers()) {
+    if (peer.state() != "ready") continue;
+    EXPECT_EQ(peer.transport(), hop);
+  }
+}
+
+TEST(FailureTest, KilledReplicaLeavesTheSameBytes) {
+  for (const char* hop : {"shm", "grpc"}) {
+    SCOPED_TRACE(hop);
+    KillReplicas(hop);
+  }
 }
 
 TEST(FailureTest, WithoutReplicaTheStreamWaitsForTheRestartedProcess) {
@@ -142,9 +159,10 @@ TEST(FailureTest, CancelFreesARunningSequence) {
   ExpectIdle(cluster);
 }
 
-TEST(FailureTest, StoppedReplicaIsGivenUpAfterTheHopTimeout) {
+// Over both transports.
+void StopReplica(const char* hop) {
   ProcessClusterOptions options = Options(1, 2);
-  options.router_flags = {"--hop-timeout-ms", "300"};
+  options.router_flags = {"--hop-timeout-ms", "300", "--hop", hop};
   ProcessCluster cluster(options);
   const std::string undisturbed =
       Generate(cluster.stub(), LongRequest(6)).Bytes();
@@ -155,6 +173,42 @@ TEST(FailureTest, StoppedReplicaIsGivenUpAfterTheHopTimeout) {
   cluster.expert(0).Kill(SIGCONT);
   EXPECT_TRUE(outcome.status.ok()) << outcome.status.error_message();
   EXPECT_EQ(outcome.Bytes(), undisturbed);
+}
+
+TEST(FailureTest, StoppedReplicaIsGivenUpAfterTheHopTimeout) {
+  for (const char* hop : {"shm", "grpc"}) {
+    SCOPED_TRACE(hop);
+    StopReplica(hop);
+  }
+}
+
+// The expert process lets go of a router that dies, and of its memory.
+TEST(FailureTest, AKilledRouterLeavesNoMemoryBehind) {
+  ProcessClusterOptions options = Options(1, 1);
+  options.num_routers = 2;
+  options.router_flags = {"--hop", "shm"};
+  ProcessCluster cluster(options);
+  const auto rings = [&] {
+    std::ifstream maps(
+        absl::StrCat("/proc/", cluster.expert(0).pid(), "/maps"));
+    size_t count = 0;
+    for (std::string line; std::getline(maps, line);) {
+      count += line.find("troupe-ring") != std::string::npos;
+    }
+    return count;
+  };
+  const std::string undisturbed =
+      Generate(cluster.stub(0), LongRequest(9)).Bytes();
+  const size_t before = rings();
+  EXPECT_EQ(before, 2 * 5u);  // a page, and two rings, twice each
+  WatchedStream stream(cluster.stub(1), LongRequest(9), 60000);
+  stream.ReadTokens(20);
+  cluster.router(1).Kill(SIGKILL);
+  for (int i = 0; i < 2000 && rings() != before / 2; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  EXPECT_EQ(rings(), before / 2);
+  EXPECT_EQ(Generate(cluster.stub(0), LongRequest(9)).Bytes(), undisturbed);
 }
 
 TEST(FailureTest, DrainedReplicaHandsOverAndExits0) {

@@ -16,6 +16,7 @@
 #include "cluster/expert_pool.h"
 #include "common/check.h"
 #include "common/thread_pool.h"
+#include "expert_service/cpu_expert_backend.h"
 #include "expert_service/expert_batcher.h"
 #include "expert_service/expert_store.h"
 #include "expert_service/local_expert_peer.h"
@@ -83,11 +84,12 @@ class SwitchablePeer final : public ExpertPeer {
     }
     listener->OnLost(absl::UnavailableError("switched off"));
   }
-  void Send(v1::ExpertBatch batch, OutputCallback done) override {
+  void Send(const ExpertBatch& batch, size_t payload_bytes, WritePayload write,
+            OutputCallback done) override {
     {
       absl::MutexLock lock(&switch_->mu);
       if (switch_->known) {
-        peer_->Send(std::move(batch), std::move(done));
+        peer_->Send(batch, payload_bytes, write, std::move(done));
         return;
       }
     }
@@ -131,8 +133,9 @@ class TestEngine {
         group.store =
             *ExpertStore::Load(*checkpoint_, {{0, config().num_layers}},
                                {range}, group.pool, no_progress);
-        group.batcher =
-            std::make_unique<ExpertBatcher>(*group.store, 1000, group.pool);
+        group.backend =
+            std::make_unique<CpuExpertBackend>(*group.store, group.pool);
+        group.batcher = std::make_unique<ExpertBatcher>(*group.backend, 1000);
         v1::ExpertDescription description;
         description.set_state(v1::SERVING_STATE_READY);
         description.mutable_experts()->Assign(group.store->versions().begin(),
@@ -189,6 +192,7 @@ class TestEngine {
         std::make_shared<SwitchablePeer::Switch>();
     ThreadPool pool{1};
     std::unique_ptr<ExpertStore> store;
+    std::unique_ptr<CpuExpertBackend> backend;
     std::unique_ptr<ExpertBatcher> batcher;
   };
 

@@ -34,8 +34,10 @@ absl::StatusOr<std::unique_ptr<LocalCluster>> LocalCluster::Start(
                             range, *group.pool, [](uint64_t, uint64_t) {
                               return absl::OkStatus();
                             }));
-      group.batcher = std::make_unique<ExpertBatcher>(
-          *group.store, options.queue_rows, *group.pool);
+      group.backend =
+          std::make_unique<CpuExpertBackend>(*group.store, *group.pool);
+      group.batcher =
+          std::make_unique<ExpertBatcher>(*group.backend, options.queue_rows);
       v1::ExpertDescription description;
       description.set_name(absl::StrCat("local-", i));
       description.set_model_fingerprint(cluster->checkpoint_->fingerprint());
@@ -67,6 +69,7 @@ absl::StatusOr<std::unique_ptr<LocalCluster>> LocalCluster::Start(
     TokenDispatcherOptions dispatch_options;
     dispatch_options.hidden_size = config.hidden_size;
     dispatch_options.num_experts = config.num_experts;
+    dispatch_options.wire_dtype = options.wire_dtype;
     cluster->dispatcher_ =
         std::make_unique<TokenDispatcher>(*cluster->experts_, dispatch_options);
   }

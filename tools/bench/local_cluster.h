@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "cluster/expert_pool.h"
 #include "common/thread_pool.h"
+#include "expert_service/cpu_expert_backend.h"
 #include "expert_service/expert_batcher.h"
 #include "expert_service/expert_store.h"
 #include "model/checkpoint.h"
@@ -30,6 +31,7 @@ struct LocalClusterOptions {
   size_t num_kv_blocks = 256;
   SchedulerOptions scheduler;
   uint64_t queue_rows = 65536;
+  DataType wire_dtype = DataType::kF32;
 };
 
 // The same classes as in the services, connected by the local transport. Owns
@@ -51,6 +53,7 @@ class LocalCluster {
   struct ExpertGroup {
     std::unique_ptr<ExpertStore> store;
     std::unique_ptr<ThreadPool> pool;
+    std::unique_ptr<CpuExpertBackend> backend;
     std::unique_ptr<ExpertBatcher> batcher;
   };
 

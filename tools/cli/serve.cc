@@ -266,6 +266,13 @@ void AddClusterFlags(CLI::App& app, Flags& flags) {
                  "Between the processes: unix sockets or tcp on 127.0.0.1")
       ->check(CLI::IsMember({"unix", "tcp"}))
       ->capture_default_str();
+  app.add_option("--hop", serve.hop,
+                 "How hidden states go to the experts: auto (shared memory), "
+                 "shm or grpc")
+      ->check(CLI::IsMember({"auto", "grpc", "shm"}));
+  app.add_option("--wire-dtype", serve.wire_dtype,
+                 "Of the hidden states on the way: float32 or bfloat16")
+      ->check(CLI::IsMember({"float32", "bfloat16"}));
   app.add_option("--threads", serve.threads,
                  "Of each process's kernels; 0: all that may be used (the "
                  "processes take turns)")
@@ -295,6 +302,9 @@ void AddLimitFlags(CLI::App& app, Flags& flags) {
       ->group(group);
   app.add_option("--queue-rows", serve.queue_rows,
                  "Rows that wait at an expert process")
+      ->group(group);
+  app.add_option("--hop-ring-kb", serve.hop_ring_kb,
+                 "Shared memory per router, expert process and direction, KiB")
       ->group(group);
   app.add_option("--drain-seconds", serve.drain_seconds,
                  "On Ctrl-C: time for running streams to end")

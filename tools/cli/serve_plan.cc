@@ -86,6 +86,8 @@ absl::StatusOr<std::vector<ProcessSpec>> PlanProcesses(
       AddFlag(process.arguments, "--experts", ranges[i]);
       AddUnlessZero(process.arguments, "--threads", options.threads);
       AddUnlessZero(process.arguments, "--queue-rows", options.queue_rows);
+      AddUnlessZero(process.arguments, "--hop-ring-kb", options.hop_ring_kb);
+      if (options.hop == "grpc") process.arguments.push_back("--no-shm");
       expert_addresses.push_back(process.address);
       processes.push_back(std::move(process));
     }
@@ -101,6 +103,10 @@ absl::StatusOr<std::vector<ProcessSpec>> PlanProcesses(
     if (!expert_addresses.empty()) {
       AddFlag(process.arguments, "--experts",
               absl::StrJoin(expert_addresses, ","));
+    }
+    if (!options.hop.empty()) AddFlag(process.arguments, "--hop", options.hop);
+    if (!options.wire_dtype.empty()) {
+      AddFlag(process.arguments, "--wire-dtype", options.wire_dtype);
     }
     AddUnlessZero(process.arguments, "--threads", options.threads);
     AddUnlessZero(process.arguments, "--kv-blocks", options.kv_blocks);

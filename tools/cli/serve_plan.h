@@ -30,6 +30,9 @@ struct ServeOptions {
   size_t max_requests = 0;
   size_t queue_rows = 0;
   bool no_prefix_cache = false;
+  std::string hop;  // empty: the router's default; so the next
+  std::string wire_dtype;
+  size_t hop_ring_kb = 0;
   int drain_seconds = 30;
   std::string log_level = "info";
 

@@ -56,12 +56,14 @@ std::string PeerLine(const v1::ExpertPeer& peer) {
   const std::pair<std::string, std::string> state =
       absl::StrSplit(peer.state(), absl::MaxSplits(": ", 1));
   std::string line = absl::StrFormat(
-      "  %-14s %-12s %9s %9s %9.2f ms %9d\n",
+      "  %-14s %-9s %-5s %9s %9s %9.3f ms %9.3f %9.3f %9d\n",
       peer.description().name().empty() ? peer.address()
                                         : peer.description().name(),
-      state.first, FormatCount(static_cast<double>(peer.free_rows())),
+      state.first, peer.transport(),
+      FormatCount(static_cast<double>(peer.free_rows())),
       FormatCount(static_cast<double>(peer.messages())),
-      peer.round_trip_ms_mean(), peer.failures());
+      peer.round_trip_ms_mean(), peer.compute_ms_mean(), peer.queue_ms_mean(),
+      peer.failures());
   if (!state.second.empty()) {
     absl::StrAppend(&line, "    ", state.second, "\n");
   }
@@ -73,7 +75,8 @@ std::string RouterLines(const v1::RouterStats& router) {
   std::string text = absl::StrFormat(
       "%s: %d running, %d waiting; KV %d of %d blocks free (%d cached); %s "
       "resident\n"
-      "  %s steps of %.2f ms (%.0f%% waiting for experts), %d preemptions\n"
+      "  %s steps of %.2f ms (%.0f%% waiting for experts, of it %.0f%% the "
+      "hop: %.0f us a layer), %d preemptions\n"
       "  tokens: prefill %s, decode %s\n"
       "  prefix cache: %s of %s tokens found (%.0f%%), %d blocks copied, %d "
       "evicted\n"
@@ -87,6 +90,11 @@ std::string RouterLines(const v1::RouterStats& router) {
       router.step_seconds() > 0
           ? 100 * router.expert_wait_seconds() / router.step_seconds()
           : 0.0,
+      router.expert_wait_seconds() > 0
+          ? 100 * router.hop_seconds() / router.expert_wait_seconds()
+          : 0.0,
+      1e6 * router.hop_seconds() /
+          std::max<double>(static_cast<double>(router.hops()), 1),
       router.preemptions(),
       FormatCount(static_cast<double>(router.prefill_tokens())),
       FormatCount(static_cast<double>(router.decode_tokens())),
@@ -100,9 +108,9 @@ std::string RouterLines(const v1::RouterStats& router) {
       FormatCount(static_cast<double>(router.copies_dispatched())),
       router.copies_resent(), router.copies_refused(), router.copies_dropped());
   if (router.peers_size() > 0) {
-    absl::StrAppendFormat(&text, "  %-14s %-12s %9s %9s %12s %9s\n", "peer",
-                          "state", "room", "messages", "round trip",
-                          "failures");
+    absl::StrAppendFormat(&text, "  %-14s %-9s %-5s %9s %9s %12s %9s %9s %9s\n",
+                          "peer", "state", "hop", "room", "messages",
+                          "round trip", "computing", "queued", "failures");
   }
   for (const v1::ExpertPeer& peer : router.peers()) text += PeerLine(peer);
   return text;

@@ -14,6 +14,7 @@ namespace troupe {
 namespace {
 
 using ::testing::ElementsAre;
+using ::testing::ElementsAreArray;
 using ::testing::IsEmpty;
 
 RoutingDecision Decision(size_t top_k, std::vector<int32_t> topk_idx) {
@@ -25,6 +26,14 @@ RoutingDecision Decision(size_t top_k, std::vector<int32_t> topk_idx) {
   return decision;
 }
 
+DispatchPlan Plan(const RoutingDecision& decision, size_t num_experts) {
+  // What an earlier layer has left behind must not matter.
+  DispatchPlan plan;
+  MakeDispatchPlan(Decision(1, {2, 0, 1, 1}), 3, plan);
+  MakeDispatchPlan(decision, num_experts, plan);
+  return plan;
+}
+
 std::vector<float> HiddenStates(size_t num_tokens, size_t hidden_size) {
   std::vector<float> hidden;
   for (size_t t = 0; t < num_tokens; ++t) {
@@ -34,8 +43,7 @@ std::vector<float> HiddenStates(size_t num_tokens, size_t hidden_size) {
 }
 
 TEST(DispatchPlanTest, SortsCopiesByExpertThenToken) {
-  const DispatchPlan plan =
-      MakeDispatchPlan(Decision(2, {0, 3, /**/ 0, 1, /**/ 1, 3}), 5);
+  const DispatchPlan plan = Plan(Decision(2, {0, 3, /**/ 0, 1, /**/ 1, 3}), 5);
   EXPECT_THAT(plan.expert_offsets, ElementsAre(0, 2, 4, 4, 6, 6));
   EXPECT_THAT(plan.slot_of_copy, ElementsAre(0, 2, 3, 4, 1, 5));
   EXPECT_THAT(plan.copy_of_slot, ElementsAre(0, 4, 1, 2, 3, 5));
@@ -45,14 +53,14 @@ TEST(DispatchPlanTest, SortsCopiesByExpertThenToken) {
 
 TEST(DispatchPlanTest, WhatIsNotRoutedHasNoCopy) {
   const DispatchPlan plan =
-      MakeDispatchPlan(Decision(2, {-1, 1, /**/ -1, -1, /**/ 0, -1}), 2);
+      Plan(Decision(2, {-1, 1, /**/ -1, -1, /**/ 0, -1}), 2);
   EXPECT_THAT(plan.expert_offsets, ElementsAre(0, 1, 2));
   EXPECT_THAT(plan.slot_of_copy, ElementsAre(4, 1));
   EXPECT_THAT(plan.copy_of_slot, ElementsAre(-1, 1, -1, -1, 0, -1));
 }
 
 TEST(DispatchPlanTest, NoTokens) {
-  const DispatchPlan plan = MakeDispatchPlan(Decision(2, {}), 3);
+  const DispatchPlan plan = Plan(Decision(2, {}), 3);
   EXPECT_THAT(plan.expert_offsets, ElementsAre(0, 0, 0, 0));
   EXPECT_THAT(plan.slot_of_copy, IsEmpty());
 }
@@ -73,8 +81,7 @@ TEST(DispatchPlanTest, CopiesAndSlotsAreInverse) {
         idx.push_back(random() % 5 == 0 ? -1 : e);
       }
     }
-    const DispatchPlan plan =
-        MakeDispatchPlan(Decision(top_k, idx), num_experts);
+    const DispatchPlan plan = Plan(Decision(top_k, idx), num_experts);
     size_t routed = 0;
     for (size_t slot = 0; slot < idx.size(); ++slot) {
       if (idx[slot] < 0) {
@@ -103,22 +110,26 @@ TEST(PackBatchTest, SendsEachTokenOnce) {
   const ConstFloatMatrix matrix(hidden.data(), 4, kHiddenSize);
   const RoutingDecision decision =
       Decision(2, {0, 3, /**/ 0, 1, /**/ 1, 3, /**/ 1, 2});
-  const DispatchPlan plan = MakeDispatchPlan(decision, 4);
+  const DispatchPlan plan = Plan(decision, 4);
   // Experts 1 and 3; of expert 1 the copies of tokens 2 and 3 only.
-  const v1::ExpertBatch batch =
-      PackBatch(9, matrix, 2, plan,
-                {{1, plan.expert_offsets[1] + 1, plan.expert_offsets[2]},
-                 {3, plan.expert_offsets[3], plan.expert_offsets[4]}});
-  EXPECT_EQ(batch.layer(), 9u);
-  EXPECT_THAT(batch.expert_ids(), ElementsAre(1, 3));
-  EXPECT_THAT(batch.copies_per_expert(), ElementsAre(2, 2));
+  PackedBatch packed;
+  // Twice: the second one finds the memory of the first.
+  for (int round = 0; round < 2; ++round) {
+    PackBatch(9, 4, 2, plan,
+              {{1, plan.expert_offsets[1] + 1, plan.expert_offsets[2]},
+               {3, plan.expert_offsets[3], plan.expert_offsets[4]}},
+              packed);
+  }
+  EXPECT_EQ(packed.batch.layer, 9u);
+  EXPECT_THAT(packed.batch.expert_ids, ElementsAre(1, 3));
+  EXPECT_THAT(packed.batch.copies_per_expert, ElementsAre(2, 2));
   // Tokens in the order of their first copy: 2, 3, 0.
-  EXPECT_EQ(batch.num_tokens(), 3u);
-  EXPECT_THAT(batch.row_of_copy(), ElementsAre(0, 1, 2, 0));
-  std::vector<float> sent(batch.hidden_states().size() / sizeof(float));
-  std::memcpy(sent.data(), batch.hidden_states().data(),
-              batch.hidden_states().size());
-  ASSERT_EQ(sent.size(), 3 * kHiddenSize);
+  EXPECT_EQ(packed.batch.num_tokens, 3u);
+  EXPECT_THAT(packed.batch.row_of_copy, ElementsAre(0, 1, 2, 0));
+  EXPECT_THAT(packed.tokens, ElementsAre(2, 3, 0));
+  ASSERT_EQ(packed.payload_bytes(kHiddenSize), 3 * kHiddenSize * 4);
+  std::vector<float> sent(3 * kHiddenSize);
+  GatherRows(packed, matrix, reinterpret_cast<char*>(sent.data()));
   const size_t tokens[] = {2, 3, 0};
   for (size_t row = 0; row < 3; ++row) {
     for (size_t c = 0; c < kHiddenSize; ++c) {
@@ -127,18 +138,35 @@ TEST(PackBatchTest, SendsEachTokenOnce) {
   }
 }
 
+TEST(PackBatchTest, RowsAreRoundedToTheWiresFormat) {
+  const std::vector<float> hidden = {1.0f, 1.0f + 1.0f / 256, 1.0f + 3.0f / 256,
+                                     -2.5f};
+  const DispatchPlan plan = Plan(Decision(1, {0, 0}), 1);
+  PackedBatch packed;
+  PackBatch(0, 2, 1, plan, {{0, 0, 2}}, packed);
+  packed.batch.dtype = DataType::kBF16;
+  ASSERT_EQ(packed.payload_bytes(2), 8u);
+  char sent[8];
+  GatherRows(packed, ConstFloatMatrix(hidden.data(), 2, 2), sent);
+  float read[4];
+  ReadElements(DataType::kBF16, sent, 4, read);
+  // To the nearest of 7 fraction bits, ties to even.
+  EXPECT_THAT(read, ElementsAre(1.0f, 1.0f, 1.0f + 4.0f / 256, -2.5f));
+}
+
 TEST(PackBatchTest, RowsMayHaveAStride) {
   const std::vector<float> padded = {FakeHidden(0, 0), FakeHidden(0, 1), -1,
                                      FakeHidden(1, 0), FakeHidden(1, 1), -1};
   const RoutingDecision decision = Decision(1, {0, 0});
-  const DispatchPlan plan = MakeDispatchPlan(decision, 1);
-  const v1::ExpertBatch batch = PackBatch(
-      0, ConstFloatMatrix(padded.data(), 2, 2, 3), 1, plan, {{0, 0, 2}});
+  const DispatchPlan plan = Plan(decision, 1);
+  PackedBatch packed;
+  PackBatch(0, 2, 1, plan, {{0, 0, 2}}, packed);
   const float expected[] = {FakeHidden(0, 0), FakeHidden(0, 1),
                             FakeHidden(1, 0), FakeHidden(1, 1)};
-  ASSERT_EQ(batch.hidden_states().size(), sizeof(expected));
-  EXPECT_EQ(
-      std::memcmp(batch.hidden_states().data(), expected, sizeof(expected)), 0);
+  float sent[4];
+  GatherRows(packed, ConstFloatMatrix(padded.data(), 2, 2, 3),
+             reinterpret_cast<char*>(sent));
+  EXPECT_THAT(sent, ElementsAreArray(expected));
 }
 
 }  // namespace

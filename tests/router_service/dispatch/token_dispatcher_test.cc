@@ -206,15 +206,13 @@ TEST_F(TokenDispatcherTest, NothingRoutedNeedsNobody) {
   ExpectExact(MakeWorkFor(3, {-1, -1}));
 }
 
-TEST_F(TokenDispatcherTest, TheCallerMayOverwriteWhatItDispatched) {
+TEST_F(TokenDispatcherTest, WhatIsLostIsSentAgain) {
   FakeExpertProcess& process = AddProcess({0, 1, 2, 3});
   TokenDispatcher& dispatcher = Start();
-  // Sent again after the first answer: the copies are taken from the handle.
   process.Script({FakeAnswer::kHold, FakeAnswer::kCompute},
                  FakeAnswer::kCompute);
-  Work work = MakeWork(8);
+  const Work work = MakeWork(8);
   DispatchHandle handle = dispatcher.Dispatch(0, work.matrix(), work.decision);
-  work.hidden.assign(work.hidden.size(), -1.0f);
   process.Lose(/*reachable=*/true);
   std::vector<float> output;
   ASSERT_TRUE(Combine(std::move(handle), work, output).ok());
