@@ -129,6 +129,11 @@ void ThreadPool::Run(size_t num_tasks, TaskFunction function,
   s.owner_sleeps.store(false);
 }
 
+size_t ThreadPool::LikelyNextTask(size_t index) const {
+  // One thread, or one task, runs without the counter.
+  return std::max(index + 1, state_->next_task.load(std::memory_order_relaxed));
+}
+
 void ThreadPool::Work(size_t worker) {
   State& s = *state_;
   uint32_t last_job = 0;

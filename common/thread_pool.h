@@ -37,6 +37,10 @@ class ThreadPool {
         &task);
   }
 
+  // For a running task `index`: which one its thread is likely to get next, so
+  // that it can prefetch. Above `index`; may be past the last one.
+  size_t LikelyNextTask(size_t index) const;
+
  private:
   using TaskFunction = void (*)(const void* context, size_t index,
                                 size_t worker);

@@ -44,12 +44,13 @@ struct Group {
 class GroupedMlp {
  public:
   GroupedMlp(ConstFloatMatrix hidden_states, const uint32_t* row_of_copy,
-             FloatMatrix output, Workspace& workspace, size_t num_threads)
+             FloatMatrix output, Workspace& workspace, ThreadPool& pool)
       : hidden_states_(hidden_states),
         row_of_copy_(row_of_copy),
         output_(output),
         workspace_(workspace),
-        num_threads_(num_threads) {}
+        pool_(pool),
+        num_threads_(pool.num_threads()) {}
 
   // Experts without copies take no part.
   void Plan(std::span<const uint32_t> expert_offsets,
@@ -131,13 +132,13 @@ class GroupedMlp {
     } else if (task < first_down_task_) {
       Group& group = FindGroup(task, &Group::first_gate_up_task);
       group.packed.WaitFor(static_cast<uint32_t>(group.num_pack_tasks));
-      GateUp(group, task - group.first_gate_up_task,
+      GateUp(group, task - group.first_gate_up_task, NextWeights(task),
              scratch_ + worker * scratch_floats_);
       group.activated.Done();
     } else {
       Group& group = FindGroup(task, &Group::first_down_task);
       group.activated.WaitFor(static_cast<uint32_t>(group.num_gate_up_tasks));
-      Down(group, task - group.first_down_task,
+      Down(group, task - group.first_down_task, NextWeights(task),
            scratch_ + worker * scratch_floats_);
     }
   }
@@ -151,6 +152,20 @@ class GroupedMlp {
         groups_, groups_ + num_groups_, task,
         [&](size_t t, const Group& group) { return t < group.*first_task; });
     return *(after - 1);
+  }
+
+  // What this thread is likely to read after `task`, or null.
+  const uint8_t* NextWeights(size_t task) {
+    const size_t next = pool_.LikelyNextTask(task);
+    if (next < first_gate_up_task_ || next >= num_tasks_) return nullptr;
+    if (next < first_down_task_) {
+      const Group& group = FindGroup(next, &Group::first_gate_up_task);
+      return group.weights->gate_up.panel(2 * pairs_per_task_ *
+                                          (next - group.first_gate_up_task));
+    }
+    const Group& group = FindGroup(next, &Group::first_down_task);
+    return group.weights->down.panel(down_panels_per_task_ *
+                                     (next - group.first_down_task));
   }
 
   PackedRowsLayout InputLayout(const Group& group) const {
@@ -179,14 +194,15 @@ class GroupedMlp {
 
   // Computes gate and up of a few pairs of panels side by side in scratch,
   // silu(gate) * up in place, and packs that for Down.
-  void GateUp(const Group& group, size_t index, float* scratch) {
+  void GateUp(const Group& group, size_t index, const uint8_t* next,
+              float* scratch) {
     const size_t first_pair = index * pairs_per_task_;
     const size_t num_pairs = std::min(pairs_per_task_, num_pairs_ - first_pair);
     const size_t stride = num_pairs * 2 * kPanelCols;
     const PackedRowsLayout input = InputLayout(group);
     MultiplyPanels(*group.input_kernels, group.packed_input, input, 0,
                    input.rows().num_blocks(), group.weights->gate_up,
-                   2 * first_pair, 2 * num_pairs, scratch, stride, nullptr);
+                   2 * first_pair, 2 * num_pairs, scratch, stride, next);
     for (size_t r = 0; r < group.num_copies; ++r) {
       Activate(scratch + r * stride, num_pairs);
     }
@@ -236,7 +252,8 @@ class GroupedMlp {
     }
   }
 
-  void Down(const Group& group, size_t index, float* scratch) {
+  void Down(const Group& group, size_t index, const uint8_t* next,
+            float* scratch) {
     const PackedRowsLayout hidden = HiddenLayout(group);
     const size_t first_panel = index * down_panels_per_task_;
     MultiplyInto(
@@ -245,13 +262,14 @@ class GroupedMlp {
         std::min(down_panels_per_task_, num_down_panels_ - first_panel),
         nullptr,
         output_.Rows(group.first_copy, group.first_copy + group.num_copies),
-        scratch, nullptr);
+        scratch, next);
   }
 
   const ConstFloatMatrix hidden_states_;
   const uint32_t* const row_of_copy_;  // null: copy r is row r
   const FloatMatrix output_;
   Workspace& workspace_;
+  const ThreadPool& pool_;
   const size_t num_threads_;
 
   Group* groups_ = nullptr;
@@ -273,8 +291,7 @@ void RunGroupedMlp(ConstFloatMatrix hidden_states, const uint32_t* row_of_copy,
                    std::span<const uint32_t> expert_offsets,
                    std::span<const GatedMlpWeights* const> experts,
                    FloatMatrix output, Workspace& workspace, ThreadPool& pool) {
-  GroupedMlp mlp(hidden_states, row_of_copy, output, workspace,
-                 pool.num_threads());
+  GroupedMlp mlp(hidden_states, row_of_copy, output, workspace, pool);
   mlp.Plan(expert_offsets, experts);
   pool.ParallelFor(mlp.num_tasks(), [&](size_t task, size_t worker) HWY_ATTR {
     mlp.RunTask(task, worker);

@@ -202,8 +202,10 @@ template <DataType kDataType, size_t... kIndices>
 const GemmKernels& MakeKernels(std::index_sequence<kIndices...>) {
   static constexpr TileFunction kTiles[] = {
       &ComputePanels<kDataType, kIndices + 1>...};
+  static constexpr size_t kSideBySide[] = {TilePanels(kIndices + 1)...};
   static constexpr GemmKernels kKernels = {
-      1, 1, kMaxTileRows, kMaxRowsOfOnePass, &PackFloatRows, kTiles};
+      1,      1,          kMaxTileRows, kMaxRowsOfOnePass, &PackFloatRows,
+      kTiles, kSideBySide};
   return kKernels;
 }
 

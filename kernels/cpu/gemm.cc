@@ -61,11 +61,15 @@ void GemmWith(const GemmKernels& kernels, ConstFloatMatrix input,
         const size_t group = (task - num_pack_tasks) % num_groups;
         const size_t first_panel = chunk * panels_per_task;
         const size_t first_block = group * blocks_per_group;
-        MultiplyInto(kernels, packed, layout, first_block,
-                     std::min(first_block + blocks_per_group, num_blocks),
-                     weights, first_panel,
-                     std::min(panels_per_task, num_panels - first_panel), bias,
-                     output, scratch + worker * scratch_floats, nullptr);
+        const size_t next_task = pool.LikelyNextTask(task);
+        const size_t next_panel =
+            (next_task - num_pack_tasks) / num_groups * panels_per_task;
+        MultiplyInto(
+            kernels, packed, layout, first_block,
+            std::min(first_block + blocks_per_group, num_blocks), weights,
+            first_panel, std::min(panels_per_task, num_panels - first_panel),
+            bias, output, scratch + worker * scratch_floats,
+            next_panel < num_panels ? weights.panel(next_panel) : nullptr);
       });
 }
 

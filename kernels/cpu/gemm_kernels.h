@@ -44,6 +44,8 @@ struct GemmKernels {
   void (*pack_rows)(const float* const* rows, size_t num_rows, size_t num_k,
                     uint32_t* packed);
   const TileFunction* tiles;  // [r - 1]: for r rows
+  // [r - 1]: how many panels a tile of r rows reads side by side, at most.
+  const size_t* side_by_side;
 
   PackedRowsLayout Layout(size_t num_rows, size_t k) const;
 };

@@ -38,7 +38,13 @@ inline constexpr size_t kPanelVectors = kPanelCols / kLanes;
 // Packed inputs of a group and row: its int8 numbers four to a word, the scale,
 // and the sum of the numbers with its sign changed. Word by word, the rows of a
 // block side by side.
-constexpr size_t WordsPerGroup(size_t group_size) { return group_size / 4 + 2; }
+template <size_t kGroupSize>
+struct InputGroup {
+  static constexpr size_t kQuads = kGroupSize / 4;
+  static constexpr size_t kScaleWord = kQuads;
+  static constexpr size_t kSumWord = kScaleWord + 1;
+  static constexpr size_t kWords = kSumWord + 1;
+};
 
 // A group of a panel.
 template <WeightFormat kFormat, size_t kGroupSize>
@@ -83,7 +89,9 @@ HWY_INLINE IntVector LoadZeros(const uint8_t* from) {
 // the zero point is made good likewise.
 template <bool kEmulated>
 struct VnniDot {
-  static constexpr size_t kMaxRows = kEmulated ? 4 : 12;
+  static constexpr size_t MaxRows(WeightFormat format) {
+    return kEmulated ? 4 : 12;
+  }
   static constexpr size_t Vectors(size_t rows) { return kPanelVectors; }
 
   // acc + u0 s0 + u1 s1 + u2 s2 + u3 s3 of the bytes of each word.
@@ -113,9 +121,10 @@ struct VnniDot {
                                size_t first_vector,
                                IntVector (&dot)[kRows][kVectors]) {
     using Panel = PanelGroup<kFormat, kGroupSize>;
-    constexpr size_t kQuads = kGroupSize / 4;
+    using Input = InputGroup<kGroupSize>;
+    constexpr size_t kQuads = Input::kQuads;
     TROUPE_UNROLL for (size_t r = 0; r < kRows; ++r) {
-      const IntVector minus_sum = SetWord(x[(kQuads + 1) * kRows + r]);
+      const IntVector minus_sum = SetWord(x[Input::kSumWord * kRows + r]);
       TROUPE_UNROLL for (size_t v = 0; v < kVectors; ++v) {
         if constexpr (kFormat == WeightFormat::kInt8) {
           dot[r][v] = hn::ShiftLeft<7>(minus_sum);
@@ -170,7 +179,10 @@ struct VnniDot {
 // Dot products of a group without such instructions: VPMADDUBSW adds two
 // products in 16 bits, with saturation.
 struct MultiplyAddPairsDot {
-  static constexpr size_t kMaxRows = 6;
+  // As many sums as leave registers for what is added to them.
+  static constexpr size_t MaxRows(WeightFormat format) {
+    return format == WeightFormat::kInt8 ? 4 : 6;
+  }
   static constexpr size_t Vectors(size_t rows) { return rows <= 2 ? 4 : 2; }
 
   template <WeightFormat kFormat, size_t kGroupSize, size_t kRows,
@@ -236,9 +248,9 @@ struct MultiplyAddPairsDot {
       }
     }
     // What the zero point adds.
-    constexpr size_t kQuads = kGroupSize / 4;
+    using Input = InputGroup<kGroupSize>;
     TROUPE_UNROLL for (size_t r = 0; r < kRows; ++r) {
-      const IntVector minus_sum = SetWord(x[(kQuads + 1) * kRows + r]);
+      const IntVector minus_sum = SetWord(x[Input::kSumWord * kRows + r]);
       TROUPE_UNROLL for (size_t v = 0; v < kVectors; ++v) {
         if constexpr (kFormat == WeightFormat::kInt4) {
           dot[r][v] = hn::Add(dot[r][v], hn::ShiftLeft<3>(minus_sum));
@@ -279,71 +291,92 @@ struct MultiplyAddPairsDot {
 
 #endif  // HWY_TARGET == HWY_AVX2
 
-// kRows rows and vectors first_vector .. + kVectors of a panel. Not inlined:
-// inside a large function GCC spills the sums.
+// kRows rows and, of kPanels panels, vectors first_vector .. + kVectors. Not
+// inlined: inside a large function GCC spills the sums.
 template <class Dot, WeightFormat kFormat, size_t kGroupSize, size_t kRows,
-          size_t kVectors>
+          size_t kPanels, size_t kVectors>
 HWY_NOINLINE void QuantizedTile(const uint32_t* HWY_RESTRICT x,
                                 const uint8_t* HWY_RESTRICT w,
-                                size_t num_groups, float* HWY_RESTRICT c,
-                                size_t c_stride, size_t first_vector,
-                                bool resume, const uint8_t* ahead,
-                                size_t ahead_per_group) {
+                                size_t panel_bytes, size_t num_groups,
+                                float* HWY_RESTRICT c, size_t c_stride,
+                                size_t first_vector, bool resume,
+                                const uint8_t* ahead, size_t ahead_per_group) {
   using Panel = PanelGroup<kFormat, kGroupSize>;
-  constexpr size_t kQuads = kGroupSize / 4;
+  using Input = InputGroup<kGroupSize>;
   const hn::Rebind<hwy::float16_t, FloatTag> halves;
   c += first_vector * kLanes;
   if (!resume) {
     for (size_t r = 0; r < kRows; ++r) {
-      std::memset(c + r * c_stride, 0, kVectors * kLanes * sizeof(float));
+      for (size_t p = 0; p < kPanels; ++p) {
+        std::memset(c + r * c_stride + p * kPanelCols, 0,
+                    kVectors * kLanes * sizeof(float));
+      }
     }
   }
   for (size_t g = 0; g < num_groups; ++g) {
-    for (size_t at = 0; at < ahead_per_group; at += 64) {
-      hwy::Prefetch(ahead + at);
-    }
-    ahead += ahead_per_group;
-    IntVector dot[kRows][kVectors];
-    Dot::template Group<kFormat, kGroupSize>(w, x, first_vector, dot);
-    const auto* scales =
-        reinterpret_cast<const hwy::float16_t*>(w + Panel::kScalesAt) +
-        first_vector * kLanes;
-    FloatVector weight_scales[kVectors];
-    TROUPE_UNROLL for (size_t v = 0; v < kVectors; ++v) {
-      weight_scales[v] =
-          hn::PromoteTo(kFloats, hn::LoadU(halves, scales + v * kLanes));
-    }
-    TROUPE_UNROLL for (size_t r = 0; r < kRows; ++r) {
-      const FloatVector input_scale =
-          hn::Set(kFloats, std::bit_cast<float>(x[kQuads * kRows + r]));
+    for (size_t p = 0; p < kPanels; ++p) {
+      const uint8_t* panel = w + p * panel_bytes;
+      for (size_t at = 0; at < ahead_per_group; at += 64) {
+        hwy::Prefetch(ahead + p * panel_bytes + at);
+      }
+      IntVector dot[kRows][kVectors];
+      Dot::template Group<kFormat, kGroupSize>(panel, x, first_vector, dot);
+      const auto* scales =
+          reinterpret_cast<const hwy::float16_t*>(panel + Panel::kScalesAt) +
+          first_vector * kLanes;
+      FloatVector weight_scales[kVectors];
       TROUPE_UNROLL for (size_t v = 0; v < kVectors; ++v) {
-        float* at = c + r * c_stride + v * kLanes;
-        hn::StoreU(hn::MulAdd(hn::ConvertTo(kFloats, dot[r][v]),
-                              hn::Mul(weight_scales[v], input_scale),
-                              hn::LoadU(kFloats, at)),
-                   kFloats, at);
+        weight_scales[v] =
+            hn::PromoteTo(kFloats, hn::LoadU(halves, scales + v * kLanes));
+      }
+      TROUPE_UNROLL for (size_t r = 0; r < kRows; ++r) {
+        const FloatVector input_scale = hn::Set(
+            kFloats, std::bit_cast<float>(x[Input::kScaleWord * kRows + r]));
+        TROUPE_UNROLL for (size_t v = 0; v < kVectors; ++v) {
+          float* at = c + r * c_stride + p * kPanelCols + v * kLanes;
+          hn::StoreU(hn::MulAdd(hn::ConvertTo(kFloats, dot[r][v]),
+                                hn::Mul(weight_scales[v], input_scale),
+                                hn::LoadU(kFloats, at)),
+                     kFloats, at);
+        }
       }
     }
-    x += WordsPerGroup(kGroupSize) * kRows;
+    ahead += ahead_per_group;
+    x += Input::kWords * kRows;
     w += Panel::kBytes;
   }
 }
 
-template <class Dot, WeightFormat kFormat, size_t kGroupSize, size_t kRows>
-void ComputePanels(const TileArgs& args) {
+template <class Dot, WeightFormat kFormat, size_t kGroupSize, size_t kRows,
+          size_t kPanels>
+void ComputePasses(const TileArgs& args, size_t first_panel) {
   constexpr size_t kVectors = HWY_MIN(Dot::Vectors(kRows), kPanelVectors);
   constexpr size_t kPasses = kPanelVectors / kVectors;
   const size_t ahead_per_pass = (args.ahead_bytes + kPasses - 1) / kPasses;
   const size_t ahead_per_group =
       (ahead_per_pass + args.num_steps - 1) / args.num_steps;
-  for (size_t p = 0; p < args.num_panels; ++p) {
-    const size_t panel_offset = p * args.panel_bytes;
-    for (size_t pass = 0; pass < kPasses; ++pass) {
-      QuantizedTile<Dot, kFormat, kGroupSize, kRows, kVectors>(
-          args.x, args.w + panel_offset, args.num_steps,
-          args.c + p * kPanelCols, args.c_stride, pass * kVectors, args.resume,
-          args.ahead + panel_offset + pass * ahead_per_pass, ahead_per_group);
-    }
+  const size_t panel_offset = first_panel * args.panel_bytes;
+  for (size_t pass = 0; pass < kPasses; ++pass) {
+    QuantizedTile<Dot, kFormat, kGroupSize, kRows, kPanels, kVectors>(
+        args.x, args.w + panel_offset, args.panel_bytes, args.num_steps,
+        args.c + first_panel * kPanelCols, args.c_stride, pass * kVectors,
+        args.resume, args.ahead + panel_offset + pass * ahead_per_pass,
+        ahead_per_group);
+  }
+}
+
+// One row is bound by memory: several streams come faster than one.
+constexpr size_t SideBySide(size_t rows) { return rows == 1 ? 4 : 1; }
+
+template <class Dot, WeightFormat kFormat, size_t kGroupSize, size_t kRows>
+void ComputePanels(const TileArgs& args) {
+  constexpr size_t kPanels = SideBySide(kRows);
+  size_t p = 0;
+  for (; p + kPanels <= args.num_panels; p += kPanels) {
+    ComputePasses<Dot, kFormat, kGroupSize, kRows, kPanels>(args, p);
+  }
+  for (; p < args.num_panels; ++p) {
+    ComputePasses<Dot, kFormat, kGroupSize, kRows, 1>(args, p);
   }
 }
 
@@ -387,27 +420,28 @@ HWY_INLINE GroupScale QuantizeGroup(const float* row, int8_t* numbers) {
 template <size_t kGroupSize>
 void QuantizeRows(const float* const* rows, size_t num_rows, size_t num_k,
                   uint32_t* packed) {
-  constexpr size_t kQuads = kGroupSize / 4;
+  using Input = InputGroup<kGroupSize>;
   for (size_t k = 0; k < num_k; k += kGroupSize) {
     for (size_t r = 0; r < num_rows; ++r) {
       HWY_ALIGN int8_t numbers[kGroupSize];
-      const GroupScale scale = QuantizeGroup<kGroupSize>(rows[r] + k, numbers);
-      for (size_t q = 0; q < kQuads; ++q) {
+      const GroupScale group = QuantizeGroup<kGroupSize>(rows[r] + k, numbers);
+      for (size_t q = 0; q < Input::kQuads; ++q) {
         std::memcpy(packed + q * num_rows + r, numbers + 4 * q, 4);
       }
-      packed[kQuads * num_rows + r] = std::bit_cast<uint32_t>(scale.scale);
-      packed[(kQuads + 1) * num_rows + r] =
-          static_cast<uint32_t>(scale.minus_sum);
+      packed[Input::kScaleWord * num_rows + r] =
+          std::bit_cast<uint32_t>(group.scale);
+      packed[Input::kSumWord * num_rows + r] =
+          static_cast<uint32_t>(group.minus_sum);
     }
-    packed += WordsPerGroup(kGroupSize) * num_rows;
+    packed += Input::kWords * num_rows;
   }
 }
 
 // How many rows a tile has at most that reads whole panels.
 template <class Dot>
-constexpr size_t MaxRowsOfOnePass() {
+constexpr size_t MaxRowsOfOnePass(size_t max_rows) {
   size_t rows = 0;
-  while (rows < Dot::kMaxRows && Dot::Vectors(rows + 1) >= kPanelVectors) {
+  while (rows < max_rows && Dot::Vectors(rows + 1) >= kPanelVectors) {
     ++rows;
   }
   return rows;
@@ -418,21 +452,21 @@ template <class Dot, WeightFormat kFormat, size_t kGroupSize,
 const GemmKernels& MakeKernels(std::index_sequence<kIndices...>) {
   static constexpr TileFunction kTiles[] = {
       &ComputePanels<Dot, kFormat, kGroupSize, kIndices + 1>...};
-  static constexpr GemmKernels kKernels = {kGroupSize,
-                                           WordsPerGroup(kGroupSize),
-                                           sizeof...(kIndices),
-                                           MaxRowsOfOnePass<Dot>(),
-                                           &QuantizeRows<kGroupSize>,
-                                           kTiles};
+  static constexpr size_t kSideBySide[] = {SideBySide(kIndices + 1)...};
+  static constexpr GemmKernels kKernels = {
+      kGroupSize,
+      InputGroup<kGroupSize>::kWords,
+      sizeof...(kIndices),
+      MaxRowsOfOnePass<Dot>(sizeof...(kIndices)),
+      &QuantizeRows<kGroupSize>,
+      kTiles,
+      kSideBySide};
   return kKernels;
 }
 
 template <class Dot, WeightFormat kFormat>
 const GemmKernels& KernelsOfGroup(size_t group_size) {
-  // A fifth row of int8 leaves no register for the weights' sizes.
-  constexpr size_t kMaxRows =
-      kFormat == WeightFormat::kInt8 && Dot::kMaxRows == 6 ? 4 : Dot::kMaxRows;
-  constexpr auto kIndices = std::make_index_sequence<kMaxRows>();
+  constexpr auto kIndices = std::make_index_sequence<Dot::MaxRows(kFormat)>();
   return group_size == 32 ? MakeKernels<Dot, kFormat, 32>(kIndices)
                           : MakeKernels<Dot, kFormat, 64>(kIndices);
 }

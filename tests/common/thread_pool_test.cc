@@ -71,6 +71,16 @@ TEST_P(ThreadPoolTest, TasksMayWaitForEarlierOnes) {
   }
 }
 
+// A guess, but never of a task that has begun.
+TEST_P(ThreadPoolTest, TheLikelyNextTaskHasNotBegun) {
+  ThreadPool pool(GetParam());
+  for (size_t num_tasks : {1, 2, 50}) {
+    pool.ParallelFor(num_tasks, [&](size_t index, size_t worker) {
+      ASSERT_GT(pool.LikelyNextTask(index), index);
+    });
+  }
+}
+
 // Pauses longer than the spinning: workers are asleep when the job comes.
 TEST_P(ThreadPoolTest, WakesAfterSleep) {
   ThreadPool pool(GetParam());
