@@ -15,6 +15,13 @@ double MeasureReadBandwidth(ThreadPool& pool);
 // runs.
 double MeasurePeakFlops(ThreadPool& pool);
 
+// The same of integer operations (a multiply-add is two) on bytes, as the
+// kernels of quantised weights do them: int8 by signed bytes with 32-bit sums,
+// int4 by unsigned bytes whose products add up in 16 bits for a while, where
+// that is faster. Only what the arithmetic cannot do without.
+double MeasurePeakInt8Ops(ThreadPool& pool);
+double MeasurePeakInt4Ops(ThreadPool& pool);
+
 }  // namespace troupe
 
 #endif  // TROUPE_TOOLS_BENCH_MACHINE_PEAK_H_

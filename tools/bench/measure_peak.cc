@@ -1,3 +1,4 @@
+#define HWY_WANT_AVX3_DL  // its dot products are measured
 #include "kernels/cpu/targets.h"
 #include "tools/bench/machine_peak.h"
 #undef HWY_TARGET_INCLUDE
@@ -40,6 +41,56 @@ float MultiplyAdds(size_t rounds) {
 
 size_t FlopsPerRound() { return 12 * kLanes * 2; }
 
+// Dot products of bytes in registers.
+using IntTag = hn::RebindToSigned<FloatTag>;
+using IntVector = hn::Vec<IntTag>;
+inline constexpr size_t kIntChains = 10;
+
+template <bool kInt4>
+HWY_INLINE IntVector AddBytes(IntVector acc, IntVector& u, IntVector s,
+                              IntVector ones) {
+#if HWY_TARGET == HWY_AVX2
+  asm("" : "+x"(u.raw));  // else GCC multiplies but once for all chains
+  const __m256i pairs = _mm256_maddubs_epi16(u.raw, s.raw);
+  acc.raw = kInt4
+                ? _mm256_add_epi16(acc.raw, pairs)
+                : _mm256_add_epi32(acc.raw, _mm256_madd_epi16(pairs, ones.raw));
+  asm("" : "+x"(acc.raw));
+  return acc;
+#elif HWY_TARGET == HWY_AVX3_DL
+  asm("vpdpbusd %2, %1, %0" : "+v"(acc.raw) : "v"(u.raw), "v"(s.raw));
+  return acc;
+#else
+  return hn::Add(acc, hn::Mul(u, s));  // no such instruction is used
+#endif
+}
+
+template <bool kInt4>
+int32_t IntDots(size_t rounds) {
+  const IntTag d;
+  IntVector acc[kIntChains];
+  for (IntVector& v : acc) v = hn::Zero(d);
+  IntVector u = hn::Set(d, 0x01020304);
+  IntVector s = hn::Set(d, 0x04fd02ff);
+  const IntVector ones = hn::Set(d, 0x00010001);
+  for (size_t round = 0; round < rounds; ++round) {
+    TROUPE_UNROLL for (size_t i = 0; i < kIntChains; ++i) {
+      acc[i] = AddBytes<kInt4>(acc[i], u, s, ones);
+    }
+  }
+  for (size_t i = 1; i < kIntChains; ++i) acc[0] = hn::Add(acc[0], acc[i]);
+  return hn::GetLane(acc[0]);
+}
+
+int32_t Int8Dots(size_t rounds) { return IntDots<false>(rounds); }
+int32_t Int4Dots(size_t rounds) { return IntDots<true>(rounds); }
+
+size_t IntOpsPerRound() {
+  constexpr bool kHasByteDots =
+      HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3_DL;
+  return kIntChains * kLanes * (kHasByteDots ? 8 : 2);
+}
+
 // Xor of `num_bytes`, a multiple of 4 KiB, in four streams: one alone does not
 // keep enough cache lines on their way.
 uint64_t ReadAll(const uint8_t* from, size_t num_bytes) {
@@ -71,6 +122,9 @@ namespace troupe {
 HWY_EXPORT(MultiplyAdds);
 HWY_EXPORT(FlopsPerRound);
 HWY_EXPORT(ReadAll);
+HWY_EXPORT(Int8Dots);
+HWY_EXPORT(Int4Dots);
+HWY_EXPORT(IntOpsPerRound);
 
 namespace {
 
@@ -117,16 +171,36 @@ double MeasureReadBandwidth(ThreadPool& pool) {
   return static_cast<double>(kChunk * kChunksPerRun) / seconds;
 }
 
-double MeasurePeakFlops(ThreadPool& pool) {
+namespace {
+
+// Operations per second of chains of rounds in registers.
+template <typename Chains>
+double PeakOps(const Chains& chains, size_t ops_per_round, ThreadPool& pool) {
   constexpr size_t kRounds = 100'000;
   const size_t tasks = pool.num_threads() * 4;
   const double seconds = BestSeconds([&](size_t run) {
     pool.ParallelFor(tasks, [&](size_t i, size_t worker) {
-      sink = static_cast<uint64_t>(HWY_DYNAMIC_DISPATCH(MultiplyAdds)(kRounds));
+      sink = static_cast<uint64_t>(chains(kRounds));
     });
   });
-  const size_t flops = HWY_DYNAMIC_DISPATCH(FlopsPerRound)();
-  return static_cast<double>(flops * kRounds * tasks) / seconds;
+  return static_cast<double>(ops_per_round * kRounds * tasks) / seconds;
+}
+
+}  // namespace
+
+double MeasurePeakFlops(ThreadPool& pool) {
+  return PeakOps(HWY_DYNAMIC_DISPATCH(MultiplyAdds),
+                 HWY_DYNAMIC_DISPATCH(FlopsPerRound)(), pool);
+}
+
+double MeasurePeakInt8Ops(ThreadPool& pool) {
+  return PeakOps(HWY_DYNAMIC_DISPATCH(Int8Dots),
+                 HWY_DYNAMIC_DISPATCH(IntOpsPerRound)(), pool);
+}
+
+double MeasurePeakInt4Ops(ThreadPool& pool) {
+  return PeakOps(HWY_DYNAMIC_DISPATCH(Int4Dots),
+                 HWY_DYNAMIC_DISPATCH(IntOpsPerRound)(), pool);
 }
 
 }  // namespace troupe
