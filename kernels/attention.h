@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <span>
 
+#include "common/dtype.h"
 #include "common/thread_pool.h"
 #include "common/views.h"
 #include "kernels/workspace.h"
@@ -18,14 +19,26 @@ namespace troupe {
 // keys   [num_blocks][num_kv_heads][head_dim][kKvBlockSize]: lanes across
 //        positions, one chain along head_dim for each score
 // values [num_blocks][num_kv_heads][kKvBlockSize][head_dim]
+// In bfloat16 two lines (of keys: dimensions 2i and 2i + 1, of values:
+// positions) are one line of 32-bit words, the even one in the lower halves: a
+// shift and a mask widen them. An odd head_dim has one more line of keys, of
+// zeros. Numbers are rounded to nearest even when they are written.
 inline constexpr size_t kKvBlockSize = 16;
 struct KvCacheView {
-  float* keys = nullptr;
-  float* values = nullptr;
+  DataType dtype = DataType::kF32;  // or kBF16
+  uint8_t* keys = nullptr;
+  uint8_t* values = nullptr;
   size_t num_kv_heads = 0;
   size_t head_dim = 0;
 
-  size_t block_floats() const { return num_kv_heads * head_dim * kKvBlockSize; }
+  // Of keys or values of one head in one block.
+  size_t tile_bytes() const {
+    const size_t lines =
+        dtype == DataType::kBF16 ? head_dim + head_dim % 2 : head_dim;
+    return lines * kKvBlockSize * SizeOf(dtype);
+  }
+  // Of keys or values of one block.
+  size_t block_bytes() const { return num_kv_heads * tile_bytes(); }
 };
 
 // The rows of one sequence in a batch: consecutive positions, consecutive rows.

@@ -47,6 +47,10 @@ void SoftmaxRows(FloatMatrix values, ThreadPool& pool);
 // log(sum(exp(row))), computed as max + log(sum(exp(row - max))).
 double LogSumExp(std::span<const float> row);
 
+// Index of the largest element, the first of equals; NaN is never the largest.
+// 0 when nothing is above -infinity.
+size_t ArgMax(std::span<const float> row);
+
 // The weighted sum of expert outputs, added to the residual:
 // output[t] += sum over i of topk_weights[t][i] *
 //              copies[copy_of_slot[t * top_k + i]]

@@ -36,6 +36,11 @@ struct Options {
   size_t max_sequences = 64;
   size_t max_queued = 256;
   bool no_prefix_cache = false;
+  std::string kv_dtype = "float32";
+
+  DataType KvType() const {
+    return kv_dtype == "bfloat16" ? DataType::kBF16 : DataType::kF32;
+  }
   int hop_timeout_ms = 10000;
   std::string hop = "auto";
   std::string wire_dtype = "float32";
@@ -49,8 +54,11 @@ struct Options {
 // longest context can use.
 size_t ChooseKvBlocks(const ModelConfig& config, const Options& options) {
   if (options.num_kv_blocks > 0) return options.num_kv_blocks;
-  const size_t block_bytes = config.num_layers * 2 * config.num_kv_heads *
-                             config.head_dim * kKvBlockSize * sizeof(float);
+  KvCacheView view;
+  view.dtype = options.KvType();
+  view.num_kv_heads = config.num_kv_heads;
+  view.head_dim = config.head_dim;
+  const size_t block_bytes = config.num_layers * 2 * view.block_bytes();
   const size_t by_memory = (options.kv_memory_mb << 20) / block_bytes;
   const size_t longest =
       (config.max_position_embeddings + kKvBlockSize - 1) / kKvBlockSize;
@@ -80,7 +88,7 @@ absl::Status Serve(const Options& options) {
   ABSL_ASSIGN_OR_RETURN(
       const std::unique_ptr<KvStorage> kv,
       KvStorage::Create(config.num_layers, num_blocks, config.num_kv_heads,
-                        config.head_dim));
+                        config.head_dim, options.KvType()));
   const size_t max_context =
       std::min(config.max_position_embeddings, num_blocks * kKvBlockSize);
   LoadProgress progress("attention, embedding and head");
@@ -145,9 +153,10 @@ absl::Status Serve(const Options& options) {
   server->SetServing(true);
   for (const std::string& address : server->addresses()) {
     spdlog::info(
-        "listening on {} ({} threads, {}, {} KV blocks of {} tokens = {} MB)",
+        "listening on {} ({} threads, {}, {} KV blocks of {} tokens = {} MB of "
+        "{})",
         address, pool.num_threads(), ChosenInstructionSet(), num_blocks,
-        kKvBlockSize, kv->num_bytes() >> 20);
+        kKvBlockSize, kv->num_bytes() >> 20, options.kv_dtype);
   }
 
   const milliseconds drain(1000 * options.drain_seconds);
@@ -203,6 +212,12 @@ int main(int argc, char** argv) {
                  "Memory of the KV cache, in MiB")
       ->envname("TROUPE_KV_MEMORY_MB")
       ->check(CLI::Range(1, 1 << 24))
+      ->capture_default_str();
+  app.add_option("--kv-dtype", options.kv_dtype,
+                 "Format of the KV cache: float32, or bfloat16, which rounds "
+                 "keys and values and takes half the memory")
+      ->envname("TROUPE_KV_DTYPE")
+      ->check(CLI::IsMember({"float32", "bfloat16"}))
       ->capture_default_str();
   app.add_option("--max-batch-tokens", options.max_batch_tokens,
                  "Tokens of one step; longer prompts are cut into chunks")

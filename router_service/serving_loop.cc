@@ -283,6 +283,7 @@ void ServingLoop::Step(const std::vector<Chunk>& chunks) {
       totals_.set_decode_tokens(totals_.decode_tokens() + chunk.num_tokens);
     }
   }
+  totals_.set_logit_rows(totals_.logit_rows() + logits->rows);
   Commit(chunks, batch, *logits);
   totals_.set_steps(totals_.steps() + 1);
   totals_.set_step_seconds(totals_.step_seconds() + Seconds(Now() - start));
@@ -317,13 +318,12 @@ void ServingLoop::Commit(const std::vector<Chunk>& chunks, const Batch& batch,
         is_new && sequence.num_output() < request.max_tokens;
     if (is_new && !wants_token) return;
     if (is_new) {
-      std::vector<float> scratch(row.begin(), row.end());
       const std::span<const int32_t> forbidden =
           sequence.num_output() < request.min_tokens
               ? std::span<const int32_t>(request.stop_token_ids)
               : std::span<const int32_t>();
       task.token.token_id =
-          SampleToken(scratch, request.sampling, sequence.tokens,
+          SampleToken(row, request.sampling, sequence.tokens,
                       sequence.prompt_length(), forbidden, task.position + 1);
     } else {
       task.token.token_id = sequence.tokens[task.position + 1];

@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "common/check.h"
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 #include "kernels/cpu/math-inl.h"
 #include "kernels/cpu/row_blocks.h"
@@ -51,29 +52,65 @@ static_assert(kKvBlockSize == kBlockLanes);
 // tile; their accumulators stay in registers.
 inline constexpr size_t kMaxQueries = kBlockVectors == 1 ? 12 : 6;
 
+// How a tile holds its numbers: words of kLines lines each.
+struct FloatWords {
+  using Word = float;
+  static constexpr size_t kLines = 1;
+  // The lanes of a line, from the words at `from` on, of which `count` exist.
+  static HWY_INLINE FloatVector Load(const float* from, size_t count,
+                                     size_t line) {
+    return LoadUpTo(from, count);
+  }
+};
+struct BFloat16Words {
+  using Word = uint32_t;
+  static constexpr size_t kLines = 2;
+  static HWY_INLINE FloatVector Load(const uint32_t* from, size_t count,
+                                     size_t line) {
+    const hn::RebindToUnsigned<FloatTag> words;
+    // Words are moved as floats: their bits stay.
+    const auto pair = hn::BitCast(
+        words, LoadUpTo(reinterpret_cast<const float*>(from), count));
+    return hn::BitCast(kFloats,
+                       line == 0 ? hn::ShiftLeft<16>(pair)
+                                 : hn::And(pair, hn::Set(words, 0xffff0000u)));
+  }
+};
+
 // scores[q][position] of a tile, one chain along head_dim each.
-// queries [head_dim][kQueries], keys [head_dim][16]
-template <size_t kQueries>
+// queries [head_dim][kQueries], keys [head_dim / kLines][16]; head_dim is a
+// multiple of kLines.
+template <class Format, size_t kQueries>
 HWY_NOINLINE void ComputeScores(const float* HWY_RESTRICT queries,
-                                const float* HWY_RESTRICT keys, size_t head_dim,
-                                float scale, float* HWY_RESTRICT scores) {
+                                const void* keys, const void* next_keys,
+                                size_t head_dim, float scale,
+                                float* HWY_RESTRICT scores) {
+  constexpr size_t kLines = Format::kLines;
+  const auto* words = static_cast<const typename Format::Word*>(keys);
+  const auto* next = static_cast<const typename Format::Word*>(next_keys);
   FloatVector acc[kQueries][kBlockVectors];
   TROUPE_UNROLL for (size_t q = 0; q < kQueries; ++q) {
     TROUPE_UNROLL for (size_t j = 0; j < kBlockVectors; ++j) {
       acc[q][j] = hn::Zero(kFloats);
     }
   }
-  for (size_t d = 0; d < head_dim; ++d) {
-    FloatVector key[kBlockVectors];
-    TROUPE_UNROLL for (size_t j = 0; j < kBlockVectors; ++j) {
-      key[j] = hn::LoadU(kFloats, keys + d * kKvBlockSize + j * kLanes);
-    }
-    TROUPE_UNROLL for (size_t q = 0; q < kQueries; ++q) {
-      const FloatVector query = hn::Set(kFloats, queries[d * kQueries + q]);
+  for (size_t d = 0; d < head_dim; d += kLines) {
+    TROUPE_UNROLL for (size_t line = 0; line < kLines; ++line) {
+      FloatVector key[kBlockVectors];
       TROUPE_UNROLL for (size_t j = 0; j < kBlockVectors; ++j) {
-        acc[q][j] = hn::MulAdd(query, key[j], acc[q][j]);
+        key[j] = Format::Load(words + j * kLanes, kLanes, line);
+      }
+      TROUPE_UNROLL for (size_t q = 0; q < kQueries; ++q) {
+        const FloatVector query =
+            hn::Set(kFloats, queries[(d + line) * kQueries + q]);
+        TROUPE_UNROLL for (size_t j = 0; j < kBlockVectors; ++j) {
+          acc[q][j] = hn::MulAdd(query, key[j], acc[q][j]);
+        }
       }
     }
+    words += kKvBlockSize;
+    hwy::Prefetch(next);
+    next += kKvBlockSize;
   }
   const FloatVector factor = hn::Set(kFloats, scale);
   TROUPE_UNROLL for (size_t q = 0; q < kQueries; ++q) {
@@ -88,11 +125,13 @@ HWY_NOINLINE void ComputeScores(const float* HWY_RESTRICT queries,
 // sums[q] = sums[q] * corrections[q] + sum over the positions of the tile in
 // [begin, end), ascending, of weights[q][position] * values[position].
 // Of the columns only `count` exist.
-template <size_t kQueries, size_t kVectors>
+template <class Format, size_t kQueries, size_t kVectors>
 HWY_NOINLINE void AccumulateColumns(
     const float* HWY_RESTRICT weights, const float* HWY_RESTRICT corrections,
-    size_t begin, size_t end, const float* HWY_RESTRICT values, size_t head_dim,
-    size_t count, float* HWY_RESTRICT sums, size_t sums_stride) {
+    size_t begin, size_t end, const typename Format::Word* HWY_RESTRICT values,
+    const typename Format::Word* next_values, size_t head_dim, size_t count,
+    float* HWY_RESTRICT sums, size_t sums_stride) {
+  constexpr size_t kLines = Format::kLines;
   FloatVector acc[kQueries][kVectors];
   TROUPE_UNROLL for (size_t q = 0; q < kQueries; ++q) {
     const FloatVector correction = hn::Set(kFloats, corrections[q]);
@@ -101,18 +140,24 @@ HWY_NOINLINE void AccumulateColumns(
           hn::LoadU(kFloats, sums + q * sums_stride + j * kLanes), correction);
     }
   }
-  for (size_t position = begin; position < end; ++position) {
-    FloatVector value[kVectors];
-    TROUPE_UNROLL for (size_t j = 0; j < kVectors; ++j) {
-      const float* from = values + position * head_dim + j * kLanes;
-      value[j] =
-          kVectors > 1 ? hn::LoadU(kFloats, from) : LoadUpTo(from, count);
-    }
-    TROUPE_UNROLL for (size_t q = 0; q < kQueries; ++q) {
-      const FloatVector weight =
-          hn::Set(kFloats, weights[q * kKvBlockSize + position]);
+  for (size_t first = begin / kLines * kLines; first < end; first += kLines) {
+    const auto* words = values + first / kLines * head_dim;
+    hwy::Prefetch(next_values + first / kLines * head_dim);
+    TROUPE_UNROLL for (size_t line = 0; line < kLines; ++line) {
+      const size_t position = first + line;
+      // Half of the first or of the last pair may be outside.
+      if (kLines > 1 && (position < begin || position >= end)) continue;
+      FloatVector value[kVectors];
       TROUPE_UNROLL for (size_t j = 0; j < kVectors; ++j) {
-        acc[q][j] = hn::MulAdd(weight, value[j], acc[q][j]);
+        value[j] = Format::Load(words + j * kLanes,
+                                kVectors > 1 ? kLanes : count, line);
+      }
+      TROUPE_UNROLL for (size_t q = 0; q < kQueries; ++q) {
+        const FloatVector weight =
+            hn::Set(kFloats, weights[q * kKvBlockSize + position]);
+        TROUPE_UNROLL for (size_t j = 0; j < kVectors; ++j) {
+          acc[q][j] = hn::MulAdd(weight, value[j], acc[q][j]);
+        }
       }
     }
   }
@@ -123,44 +168,49 @@ HWY_NOINLINE void AccumulateColumns(
   }
 }
 
-template <size_t kQueries>
+template <class Format, size_t kQueries>
 void AccumulateValues(const float* weights, const float* corrections,
-                      size_t begin, size_t end, const float* values,
-                      size_t head_dim, float* sums, size_t sums_stride) {
+                      size_t begin, size_t end, const void* tile,
+                      const void* next_tile, size_t head_dim, float* sums,
+                      size_t sums_stride) {
   constexpr size_t kVectors = 2;
+  const auto* values = static_cast<const typename Format::Word*>(tile);
+  const auto* next = static_cast<const typename Format::Word*>(next_tile);
   size_t d = 0;
   for (; d + kVectors * kLanes <= head_dim; d += kVectors * kLanes) {
-    AccumulateColumns<kQueries, kVectors>(
-        weights, corrections, begin, end, values + d, head_dim,
+    AccumulateColumns<Format, kQueries, kVectors>(
+        weights, corrections, begin, end, values + d, next + d, head_dim,
         kVectors * kLanes, sums + d, sums_stride);
   }
   for (; d < head_dim; d += kLanes) {
-    AccumulateColumns<kQueries, 1>(weights, corrections, begin, end, values + d,
-                                   head_dim, std::min(kLanes, head_dim - d),
-                                   sums + d, sums_stride);
+    AccumulateColumns<Format, kQueries, 1>(
+        weights, corrections, begin, end, values + d, next + d, head_dim,
+        std::min(kLanes, head_dim - d), sums + d, sums_stride);
   }
 }
 
-using ScoresFunction = void (*)(const float*, const float*, size_t, float,
-                                float*);
-using ValuesFunction = void (*)(const float*, const float*, size_t, size_t,
-                                const float*, size_t, float*, size_t);
-
-template <size_t... kIndices>
-constexpr std::array<ScoresFunction, kMaxQueries> MakeScoresTable(
-    std::index_sequence<kIndices...>) {
-  return {&ComputeScores<kIndices + 1>...};
+// The functions of one format; [q - 1]: for q queries.
+struct TileFunctions {
+  size_t num_lines;  // that words have
+  std::array<void (*)(const float*, const void*, const void*, size_t, float,
+                      float*),
+             kMaxQueries>
+      scores;
+  std::array<void (*)(const float*, const float*, size_t, size_t, const void*,
+                      const void*, size_t, float*, size_t),
+             kMaxQueries>
+      values;
+};
+template <class Format, size_t... kIndices>
+constexpr TileFunctions MakeFunctions(std::index_sequence<kIndices...>) {
+  return {Format::kLines,
+          {&ComputeScores<Format, kIndices + 1>...},
+          {&AccumulateValues<Format, kIndices + 1>...}};
 }
-template <size_t... kIndices>
-constexpr std::array<ValuesFunction, kMaxQueries> MakeValuesTable(
-    std::index_sequence<kIndices...>) {
-  return {&AccumulateValues<kIndices + 1>...};
-}
-// [q - 1]: for q queries.
-inline constexpr auto kScoresTable =
-    MakeScoresTable(std::make_index_sequence<kMaxQueries>());
-inline constexpr auto kValuesTable =
-    MakeValuesTable(std::make_index_sequence<kMaxQueries>());
+inline constexpr TileFunctions kFloatFunctions =
+    MakeFunctions<FloatWords>(std::make_index_sequence<kMaxQueries>());
+inline constexpr TileFunctions kBFloat16Functions =
+    MakeFunctions<BFloat16Words>(std::make_index_sequence<kMaxQueries>());
 
 // The online softmax of the queries of one task.
 class ChunkAttention {
@@ -170,18 +220,24 @@ class ChunkAttention {
       : a_(arguments),
         chunk_(chunk),
         kv_head_(kv_head),
+        functions_(arguments.cache.dtype == DataType::kBF16 ? kBFloat16Functions
+                                                            : kFloatFunctions),
         head_dim_(arguments.cache.head_dim),
+        query_dim_(DivideUp(head_dim_, functions_.num_lines) *
+                   functions_.num_lines),
         heads_per_kv_(arguments.num_heads / arguments.cache.num_kv_heads),
         blocks_(chunk.num_rows * heads_per_kv_, kMaxQueries),
+        last_tile_(Position(chunk.num_rows - 1) / kKvBlockSize),
         sums_stride_(SumsStride(head_dim_)),
         packed_queries_(scratch),
-        sums_(packed_queries_ + blocks_.num_rows() * head_dim_),
+        sums_(packed_queries_ + blocks_.num_rows() * query_dim_),
         max_(sums_ + blocks_.num_rows() * sums_stride_),
         totals_(max_ + blocks_.num_rows()) {}
 
   // Floats of scratch for `num_queries` queries.
   static size_t ScratchFloats(size_t num_queries, size_t head_dim) {
-    return num_queries * (head_dim + SumsStride(head_dim) + 1 + kBlockLanes);
+    return num_queries *
+           (head_dim + 1 + SumsStride(head_dim) + 1 + kBlockLanes);
   }
 
   void Run() {
@@ -191,8 +247,7 @@ class ChunkAttention {
                 -std::numeric_limits<float>::infinity());
     std::fill_n(totals_, blocks_.num_rows() * kBlockLanes, 0.0f);
     const size_t first_tile = FirstPosition(0) / kKvBlockSize;
-    const size_t last_tile = Position(chunk_.num_rows - 1) / kKvBlockSize;
-    for (size_t tile = first_tile; tile <= last_tile; ++tile) {
+    for (size_t tile = first_tile; tile <= last_tile_; ++tile) {
       for (size_t b = 0; b < blocks_.num_blocks(); ++b) AddTile(tile, b);
     }
     WriteOutput();
@@ -229,8 +284,10 @@ class ChunkAttention {
         queries[i] =
             a_.queries.row(OutputRow(RowOf(query))) + FirstColumn(query);
       }
-      TransposeRows(queries, blocks_.size(b), head_dim_,
-                    packed_queries_ + blocks_.begin(b) * head_dim_);
+      float* packed = packed_queries_ + blocks_.begin(b) * query_dim_;
+      TransposeRows(queries, blocks_.size(b), head_dim_, packed);
+      std::fill(packed + head_dim_ * blocks_.size(b),
+                packed + query_dim_ * blocks_.size(b), 0.0f);
     }
   }
 
@@ -253,13 +310,17 @@ class ChunkAttention {
     }
     const size_t block =
         static_cast<size_t>(chunk_.sequence->block_table[tile]);
-    const size_t tile_floats = head_dim_ * kKvBlockSize;
     const size_t offset =
-        block * a_.cache.block_floats() + kv_head_ * tile_floats;
+        block * a_.cache.block_bytes() + kv_head_ * a_.cache.tile_bytes();
+    // Tiles lie anywhere: the hardware does not see which one is next.
+    const size_t next = static_cast<size_t>(
+        chunk_.sequence->block_table[std::min(tile + 1, last_tile_)]);
+    const size_t next_offset =
+        next * a_.cache.block_bytes() + kv_head_ * a_.cache.tile_bytes();
     HWY_ALIGN float scores[kMaxQueries * kKvBlockSize];
-    kScoresTable[blocks_.size(b) - 1](packed_queries_ + first_query * head_dim_,
-                                      a_.cache.keys + offset, head_dim_,
-                                      a_.scale, scores);
+    functions_.scores[blocks_.size(b) - 1](
+        packed_queries_ + first_query * query_dim_, a_.cache.keys + offset,
+        a_.cache.keys + next_offset, query_dim_, a_.scale, scores);
 
     // Neighbouring queries that attend to the same slots go together: all of
     // them, except where a window begins or a row ends.
@@ -273,7 +334,7 @@ class ChunkAttention {
       if (begin < end) {
         AddSlots(query, run_end, begin, end,
                  scores + (query - first_query) * kKvBlockSize,
-                 a_.cache.values + offset);
+                 a_.cache.values + offset, a_.cache.values + next_offset);
       }
       query = run_end;
     }
@@ -282,7 +343,8 @@ class ChunkAttention {
   // Slots past `end` may hold anything, NaN too: they are masked before they
   // are used, and their values are not read.
   void AddSlots(size_t first_query, size_t end_query, size_t begin, size_t end,
-                float* scores, const float* values) {
+                float* scores, const uint8_t* values,
+                const uint8_t* next_values) {
     const size_t num_queries = end_query - first_query;
     HWY_ALIGN float corrections[kBlockLanes] = {};  // exponents at first
     bool corrects = false;
@@ -317,9 +379,9 @@ class ChunkAttention {
         hn::StoreU(sum, kFloats, total + j);
       }
     }
-    kValuesTable[num_queries - 1](scores, corrections, begin, end, values,
-                                  head_dim_, sums_ + first_query * sums_stride_,
-                                  sums_stride_);
+    functions_.values[num_queries - 1](
+        scores, corrections, begin, end, values, next_values, head_dim_,
+        sums_ + first_query * sums_stride_, sums_stride_);
   }
 
   static bool HasLarger(const Block& scores, float max) {
@@ -369,11 +431,14 @@ class ChunkAttention {
   const AttentionArguments& a_;
   const AttentionChunk& chunk_;
   const size_t kv_head_;
+  const TileFunctions& functions_;
   const size_t head_dim_;
+  const size_t query_dim_;  // rounded up to whole words
   const size_t heads_per_kv_;
   const RowBlocks blocks_;  // of queries: row by row the heads of the KV head
+  const size_t last_tile_;
   const size_t sums_stride_;
-  float* const packed_queries_;  // blocks of [head_dim][queries of the block]
+  float* const packed_queries_;  // blocks of [query_dim_][queries of the block]
   float* const sums_;            // [queries][sums_stride_]
   float* const max_;             // [queries]
   float* const totals_;          // [queries][16]: of weights, slot by slot
@@ -403,23 +468,41 @@ namespace {
 // they reuse each tile from the first. A task has at least one row.
 constexpr size_t kQueriesPerTask = 48;
 
+// One slot of one head, float32.
+void WriteFloats(const float* key, const float* value, size_t head_dim,
+                 size_t slot, uint8_t* key_tile, uint8_t* value_tile) {
+  float* keys = reinterpret_cast<float*>(key_tile) + slot;
+  for (size_t d = 0; d < head_dim; ++d) keys[d * kKvBlockSize] = key[d];
+  std::copy_n(value, head_dim,
+              reinterpret_cast<float*>(value_tile) + slot * head_dim);
+}
+
+// The same in bfloat16: half-words of lines 2i and 2i + 1.
+void WriteBFloat16s(const float* key, const float* value, size_t head_dim,
+                    size_t slot, uint8_t* key_tile, uint8_t* value_tile) {
+  uint16_t* keys = reinterpret_cast<uint16_t*>(key_tile) + 2 * slot;
+  for (size_t d = 0; d < head_dim; ++d) {
+    keys[d / 2 * 2 * kKvBlockSize + d % 2] = BF16FromF32(key[d]);
+  }
+  if (head_dim % 2 == 1) keys[head_dim / 2 * 2 * kKvBlockSize + 1] = 0;
+  uint16_t* values = reinterpret_cast<uint16_t*>(value_tile) +
+                     slot / 2 * 2 * head_dim + slot % 2;
+  for (size_t d = 0; d < head_dim; ++d) values[2 * d] = BF16FromF32(value[d]);
+}
+
 // Keys and values of slots that lie in one KV block.
 void WriteSlots(ConstFloatMatrix keys, ConstFloatMatrix values,
                 const KvCacheView& cache, size_t first_row, size_t num_rows,
                 size_t block, size_t first_slot) {
-  const size_t head_dim = cache.head_dim;
+  const auto write =
+      cache.dtype == DataType::kBF16 ? &WriteBFloat16s : &WriteFloats;
   for (size_t head = 0; head < cache.num_kv_heads; ++head) {
     const size_t offset =
-        block * cache.block_floats() + head * head_dim * kKvBlockSize;
-    float* to = cache.keys + offset + first_slot;
-    for (size_t d = 0; d < head_dim; ++d) {
-      for (size_t r = 0; r < num_rows; ++r) {
-        to[d * kKvBlockSize + r] = keys.row(first_row + r)[head * head_dim + d];
-      }
-    }
+        block * cache.block_bytes() + head * cache.tile_bytes();
     for (size_t r = 0; r < num_rows; ++r) {
-      std::copy_n(values.row(first_row + r) + head * head_dim, head_dim,
-                  cache.values + offset + (first_slot + r) * head_dim);
+      write(keys.row(first_row + r) + head * cache.head_dim,
+            values.row(first_row + r) + head * cache.head_dim, cache.head_dim,
+            first_slot + r, cache.keys + offset, cache.values + offset);
     }
   }
 }
@@ -441,6 +524,7 @@ void CheckSequence(const AttentionSequence& sequence, size_t num_rows) {
 void WriteKvCache(ConstFloatMatrix keys, ConstFloatMatrix values,
                   std::span<const AttentionSequence> sequences,
                   const KvCacheView& cache, ThreadPool& pool) {
+  CHECK(cache.dtype == DataType::kF32 || cache.dtype == DataType::kBF16);
   CHECK_EQ(keys.cols, cache.num_kv_heads * cache.head_dim);
   CHECK_EQ(values.cols, keys.cols);
   CHECK_EQ(values.rows, keys.rows);
@@ -449,10 +533,14 @@ void WriteKvCache(ConstFloatMatrix keys, ConstFloatMatrix values,
     CheckSequence(sequence, keys.rows);
     num_tiles += NumTiles(sequence);
   }
-  // A task writes a range of the tiles of all sequences.
-  const size_t tiles_per_task =
-      DivideUp(num_tiles, std::min(num_tiles, 4 * pool.num_threads()) + 1);
   if (num_tiles == 0) return;
+  // A task writes a range of the tiles of all sequences. A few rows are not
+  // worth another thread.
+  constexpr size_t kFloatsPerTask = 16384;
+  const size_t num_tasks =
+      std::min({num_tiles, 4 * pool.num_threads(),
+                1 + 2 * keys.rows * keys.cols / kFloatsPerTask});
+  const size_t tiles_per_task = DivideUp(num_tiles, num_tasks);
   pool.ParallelFor(DivideUp(num_tiles, tiles_per_task), [&](size_t task,
                                                             size_t worker) {
     size_t skip = task * tiles_per_task;
@@ -482,6 +570,7 @@ void PagedAttention(ConstFloatMatrix queries, size_t num_heads, float scale,
                     size_t window, std::span<const AttentionSequence> sequences,
                     const KvCacheView& cache, FloatMatrix output,
                     Workspace& workspace, ThreadPool& pool) {
+  CHECK(cache.dtype == DataType::kF32 || cache.dtype == DataType::kBF16);
   CHECK(cache.num_kv_heads > 0);
   CHECK(num_heads > 0);
   CHECK_EQ(num_heads % cache.num_kv_heads, 0u);

@@ -134,6 +134,29 @@ double LogSumExpRow(const float* row, size_t size) {
   return static_cast<double>(reference) + std::log(SumTree(sums));
 }
 
+size_t ArgMaxRow(const float* row, size_t size) {
+  constexpr float kLeast = -std::numeric_limits<float>::infinity();
+  Block max = SetBlock(kLeast);
+  for (size_t i = 0; i < size; i += kBlockLanes) {
+    const Block x = LoadBlock(row + i, size - i, kLeast);
+    for (size_t j = 0; j < kBlockVectors; ++j) {
+      // NaN is not greater.
+      max.v[j] = hn::IfThenElse(hn::Gt(x.v[j], max.v[j]), x.v[j], max.v[j]);
+    }
+  }
+  const float largest = MaxOfBlock(max);
+  if (largest == kLeast) return 0;
+  const FloatVector wanted = hn::Set(kFloats, largest);
+  for (size_t i = 0; i < size; i += kBlockLanes) {
+    const Block x = LoadBlock(row + i, size - i, kLeast);
+    for (size_t j = 0; j < kBlockVectors; ++j) {
+      const intptr_t lane = hn::FindFirstTrue(kFloats, hn::Eq(x.v[j], wanted));
+      if (lane >= 0) return i + j * kLanes + static_cast<size_t>(lane);
+    }
+  }
+  return 0;
+}
+
 // output += sum over i of weights[i] * copies.row(slots[i]).
 void CombineRow(ConstFloatMatrix copies, const int32_t* slots,
                 const float* weights, size_t num_slots, float* output) {
@@ -235,6 +258,7 @@ HWY_EXPORT(AddRow);
 HWY_EXPORT(AddSigmoidGatedRow);
 HWY_EXPORT(SoftmaxRow);
 HWY_EXPORT(LogSumExpRow);
+HWY_EXPORT(ArgMaxRow);
 HWY_EXPORT(CombineRow);
 HWY_EXPORT(EmbedRow);
 
@@ -334,6 +358,10 @@ void SoftmaxRows(FloatMatrix values, ThreadPool& pool) {
 
 double LogSumExp(std::span<const float> row) {
   return HWY_DYNAMIC_DISPATCH(LogSumExpRow)(row.data(), row.size());
+}
+
+size_t ArgMax(std::span<const float> row) {
+  return HWY_DYNAMIC_DISPATCH(ArgMaxRow)(row.data(), row.size());
 }
 
 void CombineExperts(ConstFloatMatrix copies,

@@ -22,12 +22,14 @@ uint64_t SplitMix64(uint64_t x) {
   return x ^ (x >> 31);
 }
 
+bool HasPenalties(const SamplingOptions& options) {
+  return options.repetition_penalty != 1.0f ||
+         options.presence_penalty != 0.0f || options.frequency_penalty != 0.0f;
+}
+
 void ApplyPenalties(std::span<float> logits, const SamplingOptions& options,
                     std::span<const int32_t> tokens, size_t prompt_length) {
   const bool repetition = options.repetition_penalty != 1.0f;
-  const bool additive =
-      options.presence_penalty != 0.0f || options.frequency_penalty != 0.0f;
-  if (!repetition && !additive) return;
   std::unordered_map<int32_t, uint32_t> output_count;  // 0: prompt only
   for (size_t i = 0; i < tokens.size(); ++i) {
     output_count[tokens[i]] += i >= prompt_length ? 1 : 0;
@@ -45,19 +47,6 @@ void ApplyPenalties(std::span<float> logits, const SamplingOptions& options,
   }
 }
 
-// NaN never wins.
-int32_t ArgMax(std::span<const float> logits) {
-  size_t best = 0;
-  float best_logit = kForbidden;
-  for (size_t i = 0; i < logits.size(); ++i) {
-    if (logits[i] > best_logit) {
-      best_logit = logits[i];
-      best = i;
-    }
-  }
-  return static_cast<int32_t>(best);
-}
-
 }  // namespace
 
 double UniformAt(uint64_t seed, uint64_t position) {
@@ -65,17 +54,26 @@ double UniformAt(uint64_t seed, uint64_t position) {
   return static_cast<double>(bits >> 11) * 0x1.0p-53;
 }
 
-int32_t SampleToken(std::span<float> logits, const SamplingOptions& options,
+int32_t SampleToken(std::span<const float> logits,
+                    const SamplingOptions& options,
                     std::span<const int32_t> tokens, size_t prompt_length,
                     std::span<const int32_t> forbidden, uint64_t position) {
-  for (const auto& [token, bias] : options.logit_bias) {
-    logits[static_cast<size_t>(token)] += bias;
+  std::vector<float> changed;
+  if (!options.logit_bias.empty() || HasPenalties(options) ||
+      !forbidden.empty()) {
+    changed.assign(logits.begin(), logits.end());
+    for (const auto& [token, bias] : options.logit_bias) {
+      changed[static_cast<size_t>(token)] += bias;
+    }
+    if (HasPenalties(options)) {
+      ApplyPenalties(changed, options, tokens, prompt_length);
+    }
+    for (const int32_t token : forbidden) {
+      changed[static_cast<size_t>(token)] = kForbidden;
+    }
+    logits = changed;
   }
-  ApplyPenalties(logits, options, tokens, prompt_length);
-  for (const int32_t token : forbidden) {
-    logits[static_cast<size_t>(token)] = kForbidden;
-  }
-  const int32_t best = ArgMax(logits);
+  const auto best = static_cast<int32_t>(ArgMax(logits));
   if (options.temperature == 0.0f) return best;
 
   // Weights relative to the best token: exp((logit - best) / temperature).

@@ -27,12 +27,13 @@ struct SamplingOptions {
 // (SplitMix64 of both; the upper 53 bits).
 double UniformAt(uint64_t seed, uint64_t position);
 
-// Chooses a token. `logits` [vocab_size] is overwritten. `tokens` is prompt and
-// output so far, the output from `prompt_length` on; `position` that of the new
-// token. Tokens of `forbidden` are not chosen.
+// Chooses a token by `logits` [vocab_size]. `tokens` is prompt and output so
+// far, the output from `prompt_length` on; `position` that of the new token.
+// Tokens of `forbidden` are not chosen.
 // Order: logit bias, penalties, forbidden, temperature, top_k, top_p, min_p;
 // ties go to the lower id. Equal arguments give equal results.
-int32_t SampleToken(std::span<float> logits, const SamplingOptions& options,
+int32_t SampleToken(std::span<const float> logits,
+                    const SamplingOptions& options,
                     std::span<const int32_t> tokens, size_t prompt_length,
                     std::span<const int32_t> forbidden, uint64_t position);
 

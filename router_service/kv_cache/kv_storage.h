@@ -19,7 +19,8 @@ class KvStorage {
   static absl::StatusOr<std::unique_ptr<KvStorage>> Create(size_t num_layers,
                                                            size_t num_blocks,
                                                            size_t num_kv_heads,
-                                                           size_t head_dim);
+                                                           size_t head_dim,
+                                                           DataType dtype);
   ~KvStorage();
   KvStorage(const KvStorage&) = delete;
   KvStorage& operator=(const KvStorage&) = delete;
@@ -32,7 +33,8 @@ class KvStorage {
  private:
   KvStorage() = default;
 
-  float* data_ = nullptr;  // [num_layers][keys, values][num_blocks][block]
+  DataType dtype_ = DataType::kF32;
+  uint8_t* data_ = nullptr;  // [num_layers][keys, values][num_blocks][block]
   size_t num_bytes_ = 0;
   size_t num_layers_ = 0;
   size_t num_blocks_ = 0;

@@ -321,6 +321,41 @@ TEST_F(ExactnessTest, BFloat16OnTheWire) {
   }
 }
 
+// A cache of bfloat16 is another numeric format, as exact as the first.
+TEST_F(ExactnessTest, BFloat16Cache) {
+  LocalClusterOptions local = LocalOptions();
+  local.kv_dtype = DataType::kBF16;
+  local.scheduler.prefix_cache = false;
+  std::vector<std::string> expected;
+  {
+    LocalRouter router(local);
+    for (const v1::RouterGenerateRequest& request : *requests_) {
+      expected.push_back(Generate(router.stub(), request).Bytes());
+    }
+  }
+  EXPECT_NE(expected, *alone_);
+  for (const std::string num_kv_blocks : {"256", "14"}) {
+    ProcessClusterOptions options;
+    options.model_dir = ModelDir();
+    options.expert_ranges = SplitExperts(8, 2);
+    options.router_flags = {"--kv-dtype",  "bfloat16",           "--kv-blocks",
+                            num_kv_blocks, "--max-batch-tokens", "50"};
+    ProcessCluster cluster(options);
+    for (int round = 0; round < 2; ++round) {
+      const std::vector<Outcome> outcomes =
+          GenerateAll(cluster.stub(), *requests_);
+      for (size_t i = 0; i < outcomes.size(); ++i) {
+        EXPECT_EQ(outcomes[i].Bytes(), expected[i]) << "request " << i;
+      }
+    }
+    const v1::RouterStats stats = cluster.Stats();
+    EXPECT_EQ(stats.preemptions() > 0, num_kv_blocks == "14");
+    if (num_kv_blocks == "256") {
+      EXPECT_GT(stats.prefix_hit_tokens(), 0u);
+    }
+  }
+}
+
 // Two routers share the expert processes: their rows are merged.
 TEST_F(ExactnessTest, TwoRouters) {
   ProcessClusterOptions options;

@@ -19,13 +19,36 @@ struct Shape {
   size_t num_kv_heads;
   size_t head_dim;
   size_t window;
+  DataType dtype = DataType::kF32;
 };
+
+// As the cache rounds it.
+float Rounded(float value, DataType dtype) {
+  return dtype == DataType::kBF16 ? F32FromBF16(BF16FromF32(value)) : value;
+}
+TestMatrix Rounded(TestMatrix matrix, DataType dtype) {
+  for (size_t r = 0; r < matrix.view().rows; ++r) {
+    for (size_t c = 0; c < matrix.view().cols; ++c) {
+      matrix.view().row(r)[c] = Rounded(matrix.view().row(r)[c], dtype);
+    }
+  }
+  return matrix;
+}
 
 const Shape kShapes[] = {{1, 1, 1, 0},    {4, 4, 8, 0},   {4, 1, 16, 0},
                          {8, 2, 64, 0},   {6, 2, 40, 0},  {14, 1, 5, 0},
                          {16, 2, 128, 0}, {3, 3, 33, 0},  {8, 2, 64, 1},
                          {4, 2, 32, 5},   {6, 3, 24, 16}, {8, 1, 16, 21},
                          {4, 4, 48, 40}};
+
+std::vector<Shape> ShapesOfBothTypes() {
+  std::vector<Shape> shapes(std::begin(kShapes), std::end(kShapes));
+  for (Shape shape : kShapes) {
+    shape.dtype = DataType::kBF16;
+    shapes.push_back(shape);
+  }
+  return shapes;
+}
 
 // A sequence with keys, values and queries of all its positions, in blocks of
 // a cache that it does not have to itself. Slots that were not written hold
@@ -50,12 +73,14 @@ class AttentionTest : public ::testing::TestWithParam<Shape> {
   static constexpr size_t kBlocks = 24;
 
   AttentionTest() : shape_(GetParam()) {
+    cache_.dtype = shape_.dtype;
     cache_.num_kv_heads = shape_.num_kv_heads;
     cache_.head_dim = shape_.head_dim;
-    key_floats_.assign(1 + kBlocks * cache_.block_floats(), kNan);
-    value_floats_ = key_floats_;
-    cache_.keys = key_floats_.data() + 1;
-    cache_.values = value_floats_.data() + 1;
+    // Bytes of ones: NaN in both formats. No vector is aligned.
+    key_bytes_.assign(4 + kBlocks * cache_.block_bytes(), 0xff);
+    value_bytes_ = key_bytes_;
+    cache_.keys = key_bytes_.data() + 4;
+    cache_.values = value_bytes_.data() + 4;
     free_blocks_.resize(kBlocks);
     std::iota(free_blocks_.begin(), free_blocks_.end(), 0);
     std::shuffle(free_blocks_.begin(), free_blocks_.end(), std::mt19937(5));
@@ -100,10 +125,10 @@ class AttentionTest : public ::testing::TestWithParam<Shape> {
     }
     for (const int32_t block : table) {
       free_blocks_.push_back(block);
-      std::fill_n(cache_.keys + block * cache_.block_floats(),
-                  cache_.block_floats(), kNan);
-      std::fill_n(cache_.values + block * cache_.block_floats(),
-                  cache_.block_floats(), kNan);
+      for (uint8_t* half : {cache_.keys, cache_.values}) {
+        std::fill_n(half + block * cache_.block_bytes(), cache_.block_bytes(),
+                    uint8_t{0xff});
+      }
     }
     output.ExpectMarksUntouched();
     return output;
@@ -111,8 +136,8 @@ class AttentionTest : public ::testing::TestWithParam<Shape> {
 
   const Shape shape_;
   KvCacheView cache_;
-  std::vector<float> key_floats_;
-  std::vector<float> value_floats_;
+  std::vector<uint8_t> key_bytes_;
+  std::vector<uint8_t> value_bytes_;
   std::vector<int32_t> free_blocks_;
   ThreadPool one_{1};
   ThreadPool two_{2};
@@ -122,13 +147,14 @@ class AttentionTest : public ::testing::TestWithParam<Shape> {
 TEST_P(AttentionTest, IsCloseToTheReference) {
   constexpr size_t kPositions = 83;
   const TestSequence sequence(shape_, kPositions, 1);
+  const TestMatrix keys = Rounded(sequence.keys, shape_.dtype);
+  const TestMatrix values = Rounded(sequence.values, shape_.dtype);
   TestMatrix expected(kPositions, shape_.num_heads * shape_.head_dim);
   for (size_t p = 0; p < kPositions; ++p) {
     reference::AttentionRow(
         {sequence.queries.view().row(p), expected.view().cols},
-        sequence.keys.view().Rows(0, p + 1),
-        sequence.values.view().Rows(0, p + 1), shape_.num_heads,
-        shape_.num_kv_heads, scale(), shape_.window,
+        keys.view().Rows(0, p + 1), values.view().Rows(0, p + 1),
+        shape_.num_heads, shape_.num_kv_heads, scale(), shape_.window,
         {expected.view().row(p), expected.view().cols});
   }
   ForEachInstructionSet([&] {
@@ -300,18 +326,39 @@ TEST_P(AttentionTest, LargeScores) {
   for (size_t h = 0; h < shape_.num_heads; ++h) {
     for (size_t d = 0; d < shape_.head_dim; ++d) {
       EXPECT_EQ(output.view().row(3)[h * shape_.head_dim + d],
-                sequence.values.view().row(3)[h / group * shape_.head_dim + d]);
+                Rounded(sequence.values.view().row(
+                            3)[h / group * shape_.head_dim + d],
+                        shape_.dtype));
     }
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Shapes, AttentionTest, ::testing::ValuesIn(kShapes),
+// Rounding is all that bfloat16 changes: the bits are those of a float32 cache
+// that was given the rounded numbers.
+TEST_P(AttentionTest, BFloat16IsFloat32OfRoundedNumbers) {
+  if (shape_.dtype != DataType::kBF16) return;
+  constexpr size_t kPositions = 53;
+  TestSequence sequence(shape_, kPositions, 60);
+  const TestMatrix actual = Run(sequence, {20, 1, 32}, two_);
+  sequence.keys = Rounded(sequence.keys, shape_.dtype);
+  sequence.values = Rounded(sequence.values, shape_.dtype);
+  key_bytes_.assign(4 + kBlocks * cache_.block_bytes() * 2, 0xff);
+  value_bytes_ = key_bytes_;
+  cache_.dtype = DataType::kF32;
+  cache_.keys = key_bytes_.data() + 4;
+  cache_.values = value_bytes_.data() + 4;
+  const TestMatrix expected = Run(sequence, {kPositions}, one_);
+  ExpectSameBits(actual.view(), expected.view());
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, AttentionTest,
+                         ::testing::ValuesIn(ShapesOfBothTypes()),
                          [](const auto& test) {
                            const Shape& s = test.param;
                            return "heads" + std::to_string(s.num_heads) + "of" +
                                   std::to_string(s.num_kv_heads) + "dim" +
                                   std::to_string(s.head_dim) + "window" +
-                                  std::to_string(s.window);
+                                  std::to_string(s.window) + Name(s.dtype);
                          });
 
 }  // namespace

@@ -250,6 +250,27 @@ TEST_F(ElementwiseTest, LogSumExpOfSpecialValues) {
   });
 }
 
+TEST_F(ElementwiseTest, ArgMax) {
+  for (const size_t size : kSizes) {
+    std::vector<float> row = RandomFloats(size, 19, 5.0f);
+    for (size_t i = 0; i < size; i += 3) row[i] = kNan;
+    for (const size_t best : {size_t{0}, size / 2, size - 1}) {
+      std::vector<float> other = row;
+      other[best] = 100.0f;
+      other[size - 1] = 100.0f;  // of equals the first
+      if (size > 2) other[1] = best == 1 ? 100.0f : -kInfinity;
+      ForEachInstructionSet([&] { EXPECT_EQ(ArgMax(other), best) << size; });
+    }
+  }
+  ForEachInstructionSet([&] {
+    EXPECT_EQ(ArgMax(std::vector<float>(40, -kInfinity)), 0u);
+    EXPECT_EQ(ArgMax(std::vector<float>(40, kNan)), 0u);
+    EXPECT_EQ(ArgMax(std::vector<float>{-kInfinity, kNan, -3.0f}), 2u);
+    EXPECT_EQ(ArgMax(std::vector<float>{kNan, 1.0f, kInfinity}), 2u);
+    EXPECT_EQ(ArgMax(std::vector<float>{-0.0f, 0.0f}), 0u);
+  });
+}
+
 // The exponential behind softmax over its whole range: exp(x) of a pair
 // (0, x) is softmax's ratio.
 TEST_F(ElementwiseTest, ExponentialIsAccurateOverItsRange) {

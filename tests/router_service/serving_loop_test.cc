@@ -643,6 +643,24 @@ TEST(ServingLoopTest, TheAnswerIsCachedToo) {
   EXPECT_EQ(second.cached_tokens(), 49u);
 }
 
+// The head runs for the rows that sample, whatever the chunks, and for a prompt
+// only if its log-probabilities are wanted.
+TEST(ServingLoopTest, LogitsOnlyWhereTheyAreUsed) {
+  TestEngineOptions options;
+  options.max_batch_tokens = 9;
+  TestEngine engine(options);
+  RunAlone(engine, Request(40, 5, 1));
+  SequenceRequest with_prompt = Request(40, 5, 2);
+  with_prompt.prompt_logprobs = true;
+  {
+    const HeldLoop held(engine.loop());
+    EXPECT_EQ(engine.Stats().logit_rows(), 5u);
+  }
+  RunAlone(engine, with_prompt);
+  const HeldLoop held(engine.loop());
+  EXPECT_EQ(engine.Stats().logit_rows(), 5u + 1 + 39 + 5);
+}
+
 TEST(ServingLoopTest, CountsWhatItDid) {
   TestEngineOptions options;
   options.prefix_cache = false;

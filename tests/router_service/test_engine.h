@@ -109,6 +109,7 @@ struct TestEngineOptions {
   size_t max_sequences = 16;
   size_t max_queued_sequences = 256;
   bool prefix_cache = true;
+  DataType kv_dtype = DataType::kF32;
 };
 
 // Owns all of it; a model with experts has them in two processes, 0-2 and 3-4.
@@ -122,7 +123,8 @@ class TestEngine {
       return absl::OkStatus();
     };
     kv_ = *KvStorage::Create(config().num_layers, options.num_kv_blocks,
-                             config().num_kv_heads, config().head_dim);
+                             config().num_kv_heads, config().head_dim,
+                             options.kv_dtype);
     runner_ = *ModelRunner::Load(*checkpoint_, config().max_position_embeddings,
                                  *kv_, pool_, no_progress);
     if (config().num_experts > 0) {

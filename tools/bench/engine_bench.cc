@@ -77,6 +77,7 @@ absl::StatusOr<EngineBenchResult> RunEngineBench(
       *std::max_element(options.concurrency.begin(), options.concurrency.end());
   LocalClusterOptions cluster_options;
   cluster_options.model_dir = options.model_dir;
+  cluster_options.kv_dtype = options.kv_dtype;
   cluster_options.router_threads = num_threads;
   cluster_options.expert_threads = num_threads;
   cluster_options.num_kv_blocks =

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "common/dtype.h"
 
 namespace troupe {
 
@@ -18,6 +19,7 @@ struct EngineBenchOptions {
   size_t prefill_tokens = 512;
   size_t num_runs = 3;     // of each; the median counts
   size_t num_threads = 0;  // of router and experts; 0: all
+  DataType kv_dtype = DataType::kF32;
   uint64_t seed = 1;
 };
 

@@ -20,7 +20,11 @@ int main(int argc, char** argv) {
   app.add_option("--runs", options.num_runs, "The median counts")
       ->check(CLI::Range(1, 1000));
   app.add_option("--threads", options.num_threads, "0: all");
+  std::string kv_dtype = "float32";
+  app.add_option("--kv-dtype", kv_dtype, "Of the KV cache")
+      ->check(CLI::IsMember({"float32", "bfloat16"}));
   CLI11_PARSE(app, argc, argv);
+  if (kv_dtype == "bfloat16") options.kv_dtype = troupe::DataType::kBF16;
   troupe::InitLogging("bench", "warn");
   const std::string missing = troupe::MissingCpuFeatures();
   if (!missing.empty()) {

@@ -1,11 +1,11 @@
 // Speed of the GEMM and of the experts as a fraction of what the machine gives,
-// for every weight format. Weights come from memory as they do in a model: each
+// for every weight format (attention: attention_bench). Weights come from memory as they do in a model: each
 // run takes other experts than the last, out of more than any cache holds.
 //
 // Usage: kernel_bench [threads [formats [shapes [instruction set]]]]
 //   formats  comma-separated or "all": f32 bf16 f16 int8 int8-64 int4 int4-64
 //            int4-zero int4-zero-64 (groups of 32 unless 64 is said)
-//   shapes   comma-separated or "all": mixtral olmoe gemm cached attention
+//   shapes   comma-separated or "all": mixtral olmoe gemm cached
 // Each figure is the median of many runs, in brackets its part of the peak.
 // int8 and int4 are set against the peak of the integer dot products that they
 // use.
@@ -19,7 +19,6 @@
 #include <string>
 #include <vector>
 
-#include "kernels/attention.h"
 #include "kernels/cpu/instruction_set.h"
 #include "kernels/cpu_features.h"
 #include "kernels/expert_ffn.h"
@@ -303,46 +302,6 @@ void BenchCached(const BenchFormat& format, const Peak& peak,
   }
 }
 
-// Attention with 16 query and 4 KV heads of 64: decode of one row and prefill.
-void BenchAttention(const Peak& peak, ThreadPool& pool) {
-  constexpr size_t kHeads = 16;
-  constexpr size_t kKvHeads = 4;
-  constexpr size_t kHeadDim = 64;
-  Workspace workspace;
-  struct Shape {
-    size_t rows;
-    size_t positions;
-  };
-  for (const Shape& shape : {Shape{1, 4096}, {512, 512}, {512, 4096}}) {
-    const size_t rows = shape.rows;
-    const size_t positions = shape.positions;
-    const size_t num_blocks = positions / kKvBlockSize;
-    KvCacheView cache{nullptr, nullptr, kKvHeads, kHeadDim};
-    std::vector<float> keys(num_blocks * cache.block_floats(), 0.01f);
-    std::vector<float> values(keys.size(), 0.5f);
-    cache.keys = keys.data();
-    cache.values = values.data();
-    std::vector<int32_t> table(num_blocks);
-    for (size_t i = 0; i < num_blocks; ++i) table[i] = static_cast<int32_t>(i);
-    const AttentionSequence sequence{table, 0, rows, positions - rows};
-    const std::vector<float> queries(rows * kHeads * kHeadDim, 0.3f);
-    std::vector<float> output(queries.size());
-    const Seconds seconds = TimeOf([&](size_t i) {
-      PagedAttention(ConstFloatMatrix(queries.data(), rows, kHeads * kHeadDim),
-                     kHeads, 0.125f, 0, std::span(&sequence, 1), cache,
-                     FloatMatrix(output.data(), rows, kHeads * kHeadDim),
-                     workspace, pool);
-    });
-    const double mean_positions =
-        static_cast<double>(positions) - static_cast<double>(rows) / 2;
-    Print("attention to " + std::to_string(positions) + ", rows " +
-              std::to_string(rows),
-          seconds, 8.0 * static_cast<double>(keys.size()),
-          4.0 * rows * kHeads * kHeadDim * mean_positions,
-          peak.bytes_per_second, peak.float_ops_per_second);
-  }
-}
-
 bool Contains(const std::string& list, const std::string& name) {
   return list == "all" ||
          ("," + list + ",").find("," + name + ",") != std::string::npos;
@@ -394,10 +353,6 @@ int Main(int argc, char** argv) {
     for (const BenchFormat& format : kFormats) {
       if (Contains(formats, format.name)) BenchCached(format, peak, pool);
     }
-  }
-  if (Contains(shapes, "attention")) {
-    PrintHeader("attention");
-    BenchAttention(peak, pool);
   }
   return 0;
 }

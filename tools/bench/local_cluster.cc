@@ -52,7 +52,8 @@ absl::StatusOr<std::unique_ptr<LocalCluster>> LocalCluster::Start(
   }
   ABSL_ASSIGN_OR_RETURN(
       cluster->kv_, KvStorage::Create(config.num_layers, options.num_kv_blocks,
-                                      config.num_kv_heads, config.head_dim));
+                                      config.num_kv_heads, config.head_dim,
+                                      options.kv_dtype));
   ABSL_ASSIGN_OR_RETURN(
       cluster->runner_,
       ModelRunner::Load(*cluster->checkpoint_,

@@ -29,6 +29,7 @@ struct LocalClusterOptions {
   size_t router_threads = 1;
   size_t expert_threads = 1;  // of each group
   size_t num_kv_blocks = 256;
+  DataType kv_dtype = DataType::kF32;
   SchedulerOptions scheduler;
   uint64_t queue_rows = 65536;
   DataType wire_dtype = DataType::kF32;

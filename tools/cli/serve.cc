@@ -294,6 +294,11 @@ void AddLimitFlags(CLI::App& app, Flags& flags) {
   app.add_option("--max-queued", serve.max_queued,
                  "Sequences that wait at a router")
       ->group(group);
+  app.add_option("--kv-dtype", serve.kv_dtype,
+                 "Format of the KV cache: float32 (default), or bfloat16 in "
+                 "half the memory")
+      ->check(CLI::IsMember({"float32", "bfloat16"}))
+      ->group(group);
   app.add_flag("--no-prefix-cache", serve.no_prefix_cache,
                "Routers compute every prompt anew")
       ->group(group);

@@ -114,6 +114,9 @@ absl::StatusOr<std::vector<ProcessSpec>> PlanProcesses(
                   options.max_batch_tokens);
     AddUnlessZero(process.arguments, "--max-sequences", options.max_sequences);
     AddUnlessZero(process.arguments, "--max-queued", options.max_queued);
+    if (!options.kv_dtype.empty()) {
+      AddFlag(process.arguments, "--kv-dtype", options.kv_dtype);
+    }
     if (options.no_prefix_cache) {
       process.arguments.push_back("--no-prefix-cache");
     }

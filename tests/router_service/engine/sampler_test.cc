@@ -32,9 +32,8 @@ struct Arguments {
 };
 
 int32_t Sample(const Arguments& a, uint64_t position = 0) {
-  std::vector<float> logits = a.logits;
-  return SampleToken(logits, a.options, a.tokens, a.prompt_length, a.forbidden,
-                     position);
+  return SampleToken(a.logits, a.options, a.tokens, a.prompt_length,
+                     a.forbidden, position);
 }
 
 // The rule, slowly: what probability each token has. Everything that the

@@ -117,7 +117,9 @@ TEST(PlanProcessesTest, LimitsAreHandedOnOnlyWhenGiven) {
   EXPECT_EQ(Value((*plain)[4], "--kv-blocks"), "");
   EXPECT_THAT((*plain)[4].arguments,
               testing::Not(testing::Contains("--no-prefix-cache")));
+  EXPECT_EQ(Value((*plain)[4], "--kv-dtype"), "");
   options.no_prefix_cache = true;
+  options.kv_dtype = "bfloat16";
   options.kv_blocks = 12;
   options.queue_rows = 34;
   options.max_requests = 56;
@@ -128,6 +130,7 @@ TEST(PlanProcessesTest, LimitsAreHandedOnOnlyWhenGiven) {
   EXPECT_EQ(Value((*plan)[4], "--kv-blocks"), "12");
   EXPECT_EQ(Value((*plan)[4], "--threads"), "3");
   EXPECT_THAT((*plan)[4].arguments, testing::Contains("--no-prefix-cache"));
+  EXPECT_EQ(Value((*plan)[4], "--kv-dtype"), "bfloat16");
   EXPECT_EQ(Value((*plan)[5], "--max-requests"), "56");
 }
 
