@@ -7,10 +7,12 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "kernels/aligned_memory.h"
 #include "kernels/attention.h"
 #include "kernels/cpu/instruction_set.h"
 #include "kernels/cpu_features.h"
@@ -60,9 +62,12 @@ void Bench(const Shape& shape, DataType dtype, double peak_bytes,
   // A large cache is its own layers.
   const size_t num_layers = std::min<size_t>(
       kNumLayers, std::max<size_t>(1, (size_t{1} << 30) / (2 * layer_bytes)));
-  // Some small numbers of both formats.
-  std::vector<uint8_t> keys(num_layers * layer_bytes, 0x3c);
-  std::vector<uint8_t> values(keys);
+  // In huge pages, as the router's; some small numbers of both formats.
+  const size_t num_bytes = num_layers * layer_bytes;
+  auto* const keys = static_cast<uint8_t*>(AllocateAligned(num_bytes));
+  auto* const values = static_cast<uint8_t*>(AllocateAligned(num_bytes));
+  std::memset(keys, 0x3c, num_bytes);
+  std::memset(values, 0x3c, num_bytes);
   std::vector<int32_t> blocks(num_blocks);
   for (size_t i = 0; i < num_blocks; ++i) blocks[i] = static_cast<int32_t>(i);
   std::shuffle(blocks.begin(), blocks.end(), std::mt19937(1));
@@ -79,14 +84,16 @@ void Bench(const Shape& shape, DataType dtype, double peak_bytes,
   std::vector<float> output(queries.size());
   Workspace workspace;
   const double seconds = MedianSeconds([&](size_t i) {
-    cache.keys = keys.data() + i % num_layers * layer_bytes;
-    cache.values = values.data() + i % num_layers * layer_bytes;
+    cache.keys = keys + i % num_layers * layer_bytes;
+    cache.values = values + i % num_layers * layer_bytes;
     PagedAttention(
         ConstFloatMatrix(queries.data(), num_rows, kHeads * kHeadDim), kHeads,
         0.125f, 0, sequences, cache,
         FloatMatrix(output.data(), num_rows, kHeads * kHeadDim), workspace,
         pool);
   });
+  FreeAligned(keys);
+  FreeAligned(values);
   const double mean_positions = static_cast<double>(shape.positions) -
                                 (static_cast<double>(shape.rows) - 1) / 2;
   const double flops =
