@@ -13,7 +13,7 @@ packages=(
   libpcre2-dev     # regular expressions of tokenizer.json
   libutf8proc-dev  # Unicode normalization forms
   # tests
-  libgtest-dev libgmock-dev
+  libgtest-dev libgmock-dev python3
 )
 
 missing=()

@@ -8,6 +8,8 @@
 #include "absl/synchronization/mutex.h"
 #include "common/status_macros.h"
 #include "common/thread_pool.h"
+#include "kernels/cpu_features.h"
+#include "nlohmann/json.hpp"
 #include "tools/bench/local_cluster.h"
 
 namespace troupe {
@@ -26,6 +28,7 @@ double Median(std::vector<double> values) {
 struct RunTimes {
   double all_first_s = 0.0;  // until every sequence has a token
   double end_s = 0.0;
+  size_t decoded_tokens = 0;  // between the two, of all sequences
 };
 
 absl::StatusOr<RunTimes> RunOnce(ServingLoop& loop, size_t vocab_size,
@@ -46,6 +49,7 @@ absl::StatusOr<RunTimes> RunOnce(ServingLoop& loop, size_t vocab_size,
     request.max_tokens = max_tokens;
     request.on_event = [&, first = true](SequenceEvent event) mutable {
       absl::MutexLock lock(&mu);
+      if (waiting_for_first == 0) times.decoded_tokens += event.tokens.size();
       if (first && --waiting_for_first == 0) {
         times.all_first_s = SecondsSince(start);
       }
@@ -89,42 +93,55 @@ absl::StatusOr<EngineBenchResult> RunEngineBench(
   std::mt19937_64 random(options.seed);
 
   EngineBenchResult result;
+  result.num_threads = num_threads;
   // The first run warms caches and scratch memory up.
   ABSL_RETURN_IF_ERROR(
       RunOnce(loop, vocab_size, 1, options.prefill_tokens, 4, random).status());
-  std::vector<double> rates;
   for (size_t run = 0; run < options.num_runs; ++run) {
     ABSL_ASSIGN_OR_RETURN(
         const RunTimes times,
         RunOnce(loop, vocab_size, 1, options.prefill_tokens, 1, random));
-    rates.push_back(static_cast<double>(options.prefill_tokens) / times.end_s);
+    result.prefill_tokens_per_second.push_back(
+        static_cast<double>(options.prefill_tokens) / times.end_s);
   }
-  result.prefill_tokens_per_second = Median(rates);
   for (const size_t concurrency : options.concurrency) {
-    rates.clear();
+    std::vector<double> rates;
     for (size_t run = 0; run < options.num_runs; ++run) {
       ABSL_ASSIGN_OR_RETURN(
           const RunTimes times,
           RunOnce(loop, vocab_size, concurrency, options.prompt_tokens,
                   options.max_tokens, random));
-      rates.push_back(
-          static_cast<double>(concurrency * (options.max_tokens - 1)) /
-          (times.end_s - times.all_first_s));
+      rates.push_back(static_cast<double>(times.decoded_tokens) /
+                      (times.end_s - times.all_first_s));
     }
-    result.decode.push_back({concurrency, Median(rates)});
+    result.decode.push_back({concurrency, std::move(rates)});
   }
   return result;
 }
 
 std::string ToString(const EngineBenchResult& result) {
   std::string text = absl::StrFormat("prefill %28.1f tokens/s\n",
-                                     result.prefill_tokens_per_second);
+                                     Median(result.prefill_tokens_per_second));
   for (const EngineBenchResult::Decode& decode : result.decode) {
     absl::StrAppendFormat(&text,
                           "decode, %3d sequences at once %7.1f tokens/s\n",
-                          decode.concurrency, decode.tokens_per_second);
+                          decode.concurrency, Median(decode.tokens_per_second));
   }
   return text;
+}
+
+std::string ToJson(const EngineBenchResult& result) {
+  nlohmann::ordered_json decode = nlohmann::json::array();
+  for (const EngineBenchResult::Decode& one : result.decode) {
+    decode.push_back({{"concurrency", one.concurrency},
+                      {"tokens_per_second", one.tokens_per_second}});
+  }
+  const nlohmann::ordered_json json = {
+      {"instruction_set", ChosenInstructionSet()},
+      {"threads", result.num_threads},
+      {"prefill_tokens_per_second", result.prefill_tokens_per_second},
+      {"decode", std::move(decode)}};
+  return json.dump(2) + "\n";
 }
 
 }  // namespace troupe

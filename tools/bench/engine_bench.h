@@ -17,7 +17,7 @@ struct EngineBenchOptions {
   size_t prompt_tokens = 16;                     // of a decode run
   size_t max_tokens = 64;
   size_t prefill_tokens = 512;
-  size_t num_runs = 3;     // of each; the median counts
+  size_t num_runs = 3;     // of each
   size_t num_threads = 0;  // of router and experts; 0: all
   DataType kv_dtype = DataType::kF32;
   uint64_t seed = 1;
@@ -26,12 +26,13 @@ struct EngineBenchOptions {
 struct EngineBenchResult {
   struct Decode {
     size_t concurrency = 0;
-    // Tokens after each sequence's first one, per second, from the moment when
-    // the last sequence has its first token.
-    double tokens_per_second = 0.0;
+    // Tokens of all sequences per second, from the moment when the last one
+    // has its first token; [num_runs].
+    std::vector<double> tokens_per_second;
   };
+  size_t num_threads = 0;
   std::vector<Decode> decode;
-  double prefill_tokens_per_second = 0.0;  // one prompt, one token
+  std::vector<double> prefill_tokens_per_second;  // [num_runs]; one prompt
 };
 
 // Runs the model with local experts in this process; random prompts by seed,
@@ -39,8 +40,10 @@ struct EngineBenchResult {
 absl::StatusOr<EngineBenchResult> RunEngineBench(
     const EngineBenchOptions& options);
 
-// A table for people.
+// A table of medians for people.
 std::string ToString(const EngineBenchResult& result);
+// Every run, for programs.
+std::string ToJson(const EngineBenchResult& result);
 
 }  // namespace troupe
 

@@ -23,6 +23,8 @@ int main(int argc, char** argv) {
   std::string kv_dtype = "float32";
   app.add_option("--kv-dtype", kv_dtype, "Of the KV cache")
       ->check(CLI::IsMember({"float32", "bfloat16"}));
+  bool json = false;
+  app.add_flag("--json", json, "Every run as JSON");
   CLI11_PARSE(app, argc, argv);
   if (kv_dtype == "bfloat16") options.kv_dtype = troupe::DataType::kBF16;
   troupe::InitLogging("bench", "warn");
@@ -37,6 +39,8 @@ int main(int argc, char** argv) {
                  std::string(result.status().message()).c_str());
     return 1;
   }
-  std::printf("%s", troupe::ToString(*result).c_str());
+  std::printf(
+      "%s",
+      (json ? troupe::ToJson(*result) : troupe::ToString(*result)).c_str());
   return 0;
 }

@@ -1,6 +1,7 @@
 // Speed of the GEMM and of the experts as a fraction of what the machine gives,
-// for every weight format (attention: attention_bench). Weights come from memory as they do in a model: each
-// run takes other experts than the last, out of more than any cache holds.
+// for every weight format (attention: attention_bench). Weights come from
+// memory as they do in a model: each run takes other experts than the last, out
+// of more than any cache holds.
 //
 // Usage: kernel_bench [threads [formats [shapes [instruction set]]]]
 //   formats  comma-separated or "all": f32 bf16 f16 int8 int8-64 int4 int4-64
