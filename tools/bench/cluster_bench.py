@@ -45,6 +45,12 @@ def main():
     peaks = []
     for round_number in range(flags.rounds):
         print(f"round {round_number + 1} of {flags.rounds}", file=sys.stderr)
+        busy = measure.wait_until_idle()
+        if busy > measure.MAX_BUSY:
+            sys.exit(
+                f"cluster_bench: other processes take {100 * busy:.0f}% of the "
+                "processors"
+            )
         peaks.append(measure.machine_peak())
         steps = [
             (local, lambda: measure.engine_rates(model_dir, flags.runs)),

@@ -43,6 +43,7 @@ SHAPES = {
     ).split(),
 }
 
+MAX_BUSY = 0.1  # of all processors, before a round
 _START_SECONDS = 300
 _STOP_SECONDS = 60
 
@@ -183,6 +184,26 @@ class Cluster:
 def cluster_rates(model_dir, num_experts, runs):
     with contextlib.closing(Cluster(model_dir, num_experts)) as cluster:
         return cluster.rates(runs)
+
+
+def wait_until_idle(seconds=30):
+    """What other processes take of the processors, once that is little or the
+    time is up: a share in [0, 1]. Rounds of a busy machine mean nothing; above
+    all threads that spin, as the peer's do, collapse beside another process."""
+
+    def times():
+        with open("/proc/stat", encoding="utf-8") as file:
+            values = [int(value) for value in file.readline().split()[1:9]]
+        return values[3] + values[4], sum(values)  # idle and waiting for disks
+
+    deadline = time.monotonic() + seconds
+    while True:
+        idle, total = times()
+        time.sleep(1)
+        new_idle, new_total = times()
+        busy = 1 - (new_idle - idle) / max(1, new_total - total)
+        if busy <= MAX_BUSY or time.monotonic() > deadline:
+            return max(0.0, busy)
 
 
 def machine_peak():

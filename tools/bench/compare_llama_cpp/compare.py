@@ -210,9 +210,9 @@ def save(path, results):
 
 
 def measure_round(models, form, flags, backwards, results):
-    """One round of one format: {"peak", "peer", "engine", "cluster"}."""
+    """One round of one format: {"busy", "peak", "peer", "engine", "cluster"}."""
     ours = models.ours(form)
-    taken = {"peak": measure.machine_peak()}
+    taken = {"busy": measure.wait_until_idle(), "peak": measure.machine_peak()}
 
     def take_peer():
         taken["peer"], results["peer"]["system"] = peer_rates(
@@ -316,10 +316,18 @@ def main():
                 f"round {number + 1} of {flags.rounds}: {flags.shape} {form}",
                 file=sys.stderr,
             )
-            rounds.append(
-                measure_round(models, form, flags, len(rounds) % 2 == 1, results)
-            )
+            taken = measure_round(models, form, flags, len(rounds) % 2 == 1, results)
+            if taken["busy"] > measure.MAX_BUSY:
+                print(
+                    f"other processes took {100 * taken['busy']:.0f}% of the "
+                    "processors before this round: not counted",
+                    file=sys.stderr,
+                )
+                continue
+            rounds.append(taken)
             save(path, results)
+    if not any(results["rounds"].values()):
+        raise measure.BenchError("no round was taken on an idle machine")
     text = report.markdown(results)
     path.with_suffix(".md").write_text(text)
     print(text)

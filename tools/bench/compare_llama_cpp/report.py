@@ -68,6 +68,8 @@ def markdown(results):
         "|---|---|---|---|---|---|---|",
     ]
     for form, rounds in results["rounds"].items():
+        if not rounds:
+            continue
         lines += _rate_rows(f"{form}, {len(rounds)} rounds", rounds)
     lines += [
         "",
@@ -82,6 +84,8 @@ def markdown(results):
         "|---|---|---|---|---|",
     ]
     for form, rounds in results["rounds"].items():
+        if not rounds:
+            continue
         bits = BITS_PER_WEIGHT[form]
         shares = (
             bandwidth_shares(rounds, who, results["active_weights"], bits)
