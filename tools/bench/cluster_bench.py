@@ -16,17 +16,6 @@ import sys
 import measure
 
 
-def hop_share(before, after):
-    """Part of the routers' step time that waits for experts."""
-
-    def total(stats, key):
-        return sum(float(router.get(key, 0)) for router in stats.get("routers", []))
-
-    steps = total(after, "stepSeconds") - total(before, "stepSeconds")
-    waits = total(after, "expertWaitSeconds") - total(before, "expertWaitSeconds")
-    return waits / steps if steps > 0 else float("nan")
-
-
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -42,6 +31,7 @@ def main():
 
     local = {name: [] for name in measure.MEASURES}
     cluster = {name: [] for name in measure.MEASURES}
+    hops = {name: [] for name in measure.MEASURES}
     peaks = []
     for round_number in range(flags.rounds):
         print(f"round {round_number + 1} of {flags.rounds}", file=sys.stderr)
@@ -52,22 +42,24 @@ def main():
                 "processors"
             )
         peaks.append(measure.machine_peak())
-        steps = [
-            (local, lambda: measure.engine_rates(model_dir, flags.runs)),
-            (
-                cluster,
-                lambda: measure.cluster_rates(model_dir, flags.experts, flags.runs),
-            ),
-        ]
-        if round_number % 2:
-            steps.reverse()
-        for into, take in steps:
-            for name, rate in take().items():
-                into[name].append(rate)
-    print(report(model_dir, flags, local, cluster, peaks))
+        for who in ("cluster", "local") if round_number % 2 else ("local", "cluster"):
+            if who == "local":
+                add(local, measure.engine_rates(model_dir, flags.runs))
+            else:
+                rates, hop_shares = measure.cluster_rates(
+                    model_dir, flags.experts, flags.runs
+                )
+                add(cluster, rates)
+                add(hops, hop_shares)
+    print(report(model_dir, flags, local, cluster, hops, peaks))
 
 
-def report(model_dir, flags, local, cluster, peaks):
+def add(lists, values):
+    for name, value in values.items():
+        lists[name].append(value)
+
+
+def report(model_dir, flags, local, cluster, hops, peaks):
     machine = measure.describe_machine()
     lines = [
         f"{pathlib.Path(model_dir).name}, {machine['cpu']}, {machine['cores']} cores, "
@@ -76,12 +68,12 @@ def report(model_dir, flags, local, cluster, peaks):
         f"{measure.spread([peak['gflop_s'] for peak in peaks])} GFLOP/s.",
         "",
         f"| tokens/s, median (min - max) | one process | cluster, {flags.experts} "
-        "expert processes | ratio | of a token's time that is the hop |",
+        "expert processes | ratio | of the router's time that is the hop |",
         "|---|---|---|---|---|",
     ]
     for name in measure.MEASURES:
         ratio = measure.ratios(cluster[name], local[name])
-        share = max(0.0, 1 - statistics.median(ratio))
+        share = statistics.median(hops[name])
         lines.append(
             f"| {name} | {measure.spread(local[name])} | "
             f"{measure.spread(cluster[name])} | {measure.spread(ratio)} | "

@@ -160,28 +160,53 @@ class Cluster:
 
     def rates(self, runs):
         """By the client's clock: decode from the mean time per further token,
-        prefill from the mean time to the first one."""
-        prefill = self.bench(
-            f"--prompt-tokens={PREFILL_TOKENS}",
-            "--max-tokens=1",
-            f"--requests={runs}",
-            "--warmup=1",
-        )
+        prefill from the mean time to the first one. Also the share of the
+        routers' time that the hop took in each, from their counters."""
         rates = {}
-        for n in CONCURRENCY:
-            decode = self.bench(
-                f"--concurrency={n}",
-                f"--requests={n * runs}",
-                f"--prompt-tokens={PROMPT_TOKENS}",
-                f"--max-tokens={MAX_TOKENS}",
-                f"--warmup={n}",
-            )
-            rates[f"decode {n}"] = 1000 * n / decode["tpot_ms"]["mean"]
-        rates["prefill"] = 1000 * PREFILL_TOKENS / prefill["ttft_ms"]["mean"]
-        return rates
+        hop_shares = {}
+        # A seed for each: the same prompts would come from the prefix cache.
+        for seed, name in enumerate(MEASURES):
+            before = self.stats()
+            if name == "prefill":
+                prefill = self.bench(
+                    f"--prompt-tokens={PREFILL_TOKENS}",
+                    "--max-tokens=1",
+                    f"--requests={runs}",
+                    "--warmup=1",
+                    f"--seed={seed}",
+                )
+                rates[name] = 1000 * PREFILL_TOKENS / prefill["ttft_ms"]["mean"]
+            else:
+                n = int(name.split()[1])
+                decode = self.bench(
+                    f"--concurrency={n}",
+                    f"--requests={n * runs}",
+                    f"--prompt-tokens={PROMPT_TOKENS}",
+                    f"--max-tokens={MAX_TOKENS}",
+                    f"--warmup={n}",
+                    f"--seed={seed}",
+                )
+                rates[name] = 1000 * n / decode["tpot_ms"]["mean"]
+            hop_shares[name] = hop_share(before, self.stats())
+        return rates, hop_shares
+
+
+def hop_share(before, after):
+    """Of the routers' step time between two answers of `troupe stats --json`,
+    what is neither their own nor the experts' computing."""
+
+    def grown(key):
+        def total(stats):
+            return sum(float(router[key]) for router in stats["routers"])
+
+        return total(after) - total(before)
+
+    steps = grown("step_seconds")
+    return grown("hop_seconds") / steps if steps > 0 else 0.0
 
 
 def cluster_rates(model_dir, num_experts, runs):
+    """Rates and hop shares, each {measure: number}."""
     with contextlib.closing(Cluster(model_dir, num_experts)) as cluster:
         return cluster.rates(runs)
 

@@ -149,6 +149,20 @@ class ReportTest(unittest.TestCase):
         self.assertEqual(measure.spread([3.0, 1.0, 2.0]), "2.00 (1.00 - 3.00)")
         self.assertEqual(measure.spread([120.4, 80.0]), "100 (80 - 120)")
 
+    def test_hop_share_is_of_the_time_between(self):
+        def stats(*routers):
+            return {
+                "routers": [
+                    {"step_seconds": steps, "hop_seconds": hops}
+                    for steps, hops in routers
+                ]
+            }
+
+        before = stats((1.0, 1.0), (0.0, 0.0))
+        after = stats((4.0, 1.5), (2.0, 0.0))
+        self.assertEqual(measure.hop_share(before, after), 0.1)
+        self.assertEqual(measure.hop_share(after, after), 0.0)
+
     def test_ratios_are_within_rounds(self):
         self.assertEqual(report._ratio(self.rounds, "engine", "prefill"), [4.0, 1.5])
         self.assertEqual(report._ratio(self.rounds, "cluster", "prefill"), [])

@@ -223,7 +223,7 @@ def measure_round(models, form, flags, backwards, results):
         taken["engine"] = measure.engine_rates(ours, flags.runs)
 
     def take_cluster():
-        taken["cluster"] = measure.cluster_rates(ours, flags.experts, flags.runs)
+        taken["cluster"], _ = measure.cluster_rates(ours, flags.experts, flags.runs)
 
     steps = [take_peer]
     if ours is not None:
