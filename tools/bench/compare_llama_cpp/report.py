@@ -71,6 +71,9 @@ def markdown(results):
         if not rounds:
             continue
         lines += _rate_rows(f"{form}, {len(rounds)} rounds", rounds)
+    busy = sum(one.get("busy", 0) > measure.MAX_BUSY for one in all_rounds)
+    if busy:
+        lines += ["", f"{busy} of {len(all_rounds)} rounds began on a busy machine."]
     lines += [
         "",
         "Read bandwidth in the same rounds: "
