@@ -1,7 +1,9 @@
 #include "common/rpc/shared_ring.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -384,6 +386,7 @@ TEST(SharedRingsTest, AProcessThatIsKilledWhileItWrites) {
     const auto bell = Doorbell::Create();
     const pid_t child = fork();
     if (child == 0) {
+      prctl(PR_SET_PDEATHSIG, SIGKILL);  // also when the test is wrong
       const auto socket = ConnectUnix(address);
       auto client = SharedRings::Attach(Duplicate(rings->memory().fd()),
                                         kCapacities, Side::kClient);
