@@ -1,10 +1,34 @@
 #include "expert_service/expert_store.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "common/status_macros.h"
 
 namespace troupe {
+namespace {
+
+// Maps, checks, hashes and packs one expert.
+absl::Status LoadExpert(const Checkpoint& checkpoint, size_t layer,
+                        size_t expert, ThreadPool& pool,
+                        GatedMlpWeights& weights, v1::ExpertVersion& version) {
+  const auto map = [&](ExpertTensor which) {
+    return checkpoint.MapExpert(layer, expert, which);
+  };
+  ABSL_ASSIGN_OR_RETURN(const MappedTensor gate, map(ExpertTensor::kGateProj));
+  ABSL_ASSIGN_OR_RETURN(const MappedTensor up, map(ExpertTensor::kUpProj));
+  ABSL_ASSIGN_OR_RETURN(const MappedTensor down, map(ExpertTensor::kDownProj));
+  version.mutable_range()->set_layer_begin(static_cast<uint32_t>(layer));
+  version.mutable_range()->set_layer_end(static_cast<uint32_t>(layer + 1));
+  version.mutable_range()->set_expert_begin(static_cast<uint32_t>(expert));
+  version.mutable_range()->set_expert_end(static_cast<uint32_t>(expert + 1));
+  version.set_content_hash(ExpertContentHashOf(gate, up, down));
+  weights.gate_up = PackedMatrix::PackGateUp(gate.matrix(), up.matrix(), pool);
+  weights.down = PackedMatrix::Pack(down.matrix(), pool);
+  return absl::OkStatus();
+}
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Load(
     const Checkpoint& checkpoint, const std::vector<HalfOpenRange>& layers,
@@ -38,32 +62,35 @@ absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Load(
     total += checkpoint.expert_bytes(layer, expert);
   }
   uint64_t done = 0;
-  for (const auto& [layer, expert] : owned) {
-    v1::ExpertVersion version;
-    version.mutable_range()->set_layer_begin(static_cast<uint32_t>(layer));
-    version.mutable_range()->set_layer_end(static_cast<uint32_t>(layer + 1));
-    version.mutable_range()->set_expert_begin(static_cast<uint32_t>(expert));
-    version.mutable_range()->set_expert_end(static_cast<uint32_t>(expert + 1));
-    ABSL_ASSIGN_OR_RETURN(*version.mutable_content_hash(),
-                          checkpoint.ExpertContentHash(layer, expert));
-    store->versions_.push_back(std::move(version));
-
-    ABSL_ASSIGN_OR_RETURN(
-        const MappedTensor gate,
-        checkpoint.MapExpert(layer, expert, ExpertTensor::kGateProj));
-    ABSL_ASSIGN_OR_RETURN(
-        const MappedTensor up,
-        checkpoint.MapExpert(layer, expert, ExpertTensor::kUpProj));
-    ABSL_ASSIGN_OR_RETURN(
-        const MappedTensor down,
-        checkpoint.MapExpert(layer, expert, ExpertTensor::kDownProj));
-    GatedMlpWeights& weights =
-        store->weights_[layer * config.num_experts + expert];
-    weights.gate_up =
-        PackedMatrix::PackGateUp(gate.matrix(), up.matrix(), pool);
-    weights.down = PackedMatrix::Pack(down.matrix(), pool);
-    store->num_bytes_ += weights.gate_up.num_bytes() + weights.down.num_bytes();
-    done += checkpoint.expert_bytes(layer, expert);
+  store->versions_.resize(owned.size());
+  // A thread takes an expert from its file to the packed form, while the bytes
+  // are in the caches: as many at once as there are threads. The files of the
+  // next ones are read meanwhile.
+  const size_t at_once = pool.num_threads();
+  std::vector<absl::Status> statuses(owned.size());
+  for (size_t begin = 0; begin < owned.size(); begin += at_once) {
+    const size_t end = std::min(begin + at_once, owned.size());
+    for (size_t i = end; i < std::min(end + at_once, owned.size()); ++i) {
+      checkpoint.PrefetchExpert(owned[i].first, owned[i].second);
+    }
+    pool.ParallelFor(end - begin, [&](size_t index, size_t) {
+      const size_t i = begin + index;
+      const auto [layer, expert] = owned[i];
+      ThreadPool this_thread(1);
+      statuses[i] = LoadExpert(
+          checkpoint, layer, expert, end - begin == 1 ? pool : this_thread,
+          store->weights_[layer * config.num_experts + expert],
+          store->versions_[i]);
+    });
+    for (size_t i = begin; i < end; ++i) {
+      const auto [layer, expert] = owned[i];
+      ABSL_RETURN_IF_ERROR(statuses[i]);
+      const GatedMlpWeights& weights =
+          store->weights_[layer * config.num_experts + expert];
+      store->num_bytes_ +=
+          weights.gate_up.num_bytes() + weights.down.num_bytes();
+      done += checkpoint.expert_bytes(layer, expert);
+    }
     ABSL_RETURN_IF_ERROR(progress(done, total));
   }
   return store;

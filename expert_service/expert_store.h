@@ -24,8 +24,9 @@ class ExpertStore {
   using Progress = std::function<absl::Status(uint64_t done, uint64_t total)>;
 
   // Packs the given experts of the given layers (layers without experts are
-  // passed over). Maps one expert's tensors at a time, so that the process
-  // never holds more of the checkpoint than that besides the packed copies.
+  // passed over). Maps one expert's tensors per thread at a time, so that the
+  // process never holds more of the checkpoint than that besides the packed
+  // copies.
   // InvalidArgument when no expert is left.
   static absl::StatusOr<std::unique_ptr<ExpertStore>> Load(
       const Checkpoint& checkpoint, const std::vector<HalfOpenRange>& layers,

@@ -375,6 +375,21 @@ absl::StatusOr<MappedTensor> Checkpoint::MapExpert(size_t layer, size_t expert,
   return Map(SpecOf(config_, layer, expert, which).name);
 }
 
+void Checkpoint::PrefetchExpert(size_t layer, size_t expert) const {
+  if (layer >= config_.num_layers || !config_.is_moe_layer[layer] ||
+      expert >= config_.num_experts) {
+    return;
+  }
+  for (const ExpertTensor which : kExpertTensors) {
+    const absl::StatusOr<Parts> parts =
+        FindParts(SpecOf(config_, layer, expert, which).name);
+    if (!parts.ok()) continue;
+    for (const Location& part : {parts->numbers, parts->scales, parts->zeros}) {
+      if (part.tensor != nullptr) files_[part.file].Prefetch(*part.tensor);
+    }
+  }
+}
+
 absl::StatusOr<MappedTensor> Checkpoint::Map(const std::string& name) const {
   ABSL_ASSIGN_OR_RETURN(const Parts parts, FindParts(name));
   const auto map = [&](const Location& location,
@@ -400,18 +415,29 @@ absl::StatusOr<MappedTensor> Checkpoint::Map(const std::string& name) const {
   matrix.numbers = tensor.numbers_.data();
   matrix.scales = tensor.scales_.data();
   matrix.zeros = tensor.zeros_.data();
-  ABSL_RETURN_IF_ERROR(tensor.CheckContents(Who(parts.numbers)));
+  if (IsQuantized(matrix.format)) {
+    tensor.Populate();
+    ABSL_RETURN_IF_ERROR(tensor.CheckContents(Who(parts.numbers)));
+  }
   return tensor;
 }
 
 absl::StatusOr<std::string> Checkpoint::ExpertContentHash(size_t layer,
                                                           size_t expert) const {
+  ABSL_ASSIGN_OR_RETURN(const MappedTensor gate,
+                        MapExpert(layer, expert, ExpertTensor::kGateProj));
+  ABSL_ASSIGN_OR_RETURN(const MappedTensor up,
+                        MapExpert(layer, expert, ExpertTensor::kUpProj));
+  ABSL_ASSIGN_OR_RETURN(const MappedTensor down,
+                        MapExpert(layer, expert, ExpertTensor::kDownProj));
+  return ExpertContentHashOf(gate, up, down);
+}
+
+std::string ExpertContentHashOf(const MappedTensor& gate,
+                                const MappedTensor& up,
+                                const MappedTensor& down) {
   Digest digest;
-  for (const ExpertTensor which : kExpertTensors) {
-    ABSL_ASSIGN_OR_RETURN(const MappedTensor tensor,
-                          MapExpert(layer, expert, which));
-    tensor.AddTo(digest);
-  }
+  for (const MappedTensor* tensor : {&gate, &up, &down}) tensor->AddTo(digest);
   return digest.Hex();
 }
 

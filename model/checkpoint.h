@@ -48,6 +48,10 @@ class Checkpoint {
   // By its name in the files; NotFound when no file has it.
   absl::StatusOr<MappedTensor> Map(const std::string& name) const;
 
+  // Tells the kernel that an expert's bytes will be read soon; it reads them in
+  // the background. Does nothing when the model has no such expert.
+  void PrefetchExpert(size_t layer, size_t expert) const;
+
   // Bytes in the files, scales and zero points included: of one expert in one
   // layer (0 in a dense one), of everything but experts, of all that is needed.
   uint64_t expert_bytes(size_t layer, size_t expert) const {
@@ -118,6 +122,11 @@ class Checkpoint {
   std::string fingerprint_;
   std::vector<std::string> warnings_;
 };
+
+// The digest that ExpertContentHash gives, of an expert that is mapped already.
+std::string ExpertContentHashOf(const MappedTensor& gate,
+                                const MappedTensor& up,
+                                const MappedTensor& down);
 
 }  // namespace troupe
 

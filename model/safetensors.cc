@@ -458,6 +458,11 @@ absl::Status SafetensorsFile::ReadInto(const TensorInfo& tensor,
   return ReadAt(fd_, path_, tensor.offset, destination, tensor.num_bytes);
 }
 
+void SafetensorsFile::Prefetch(const TensorInfo& tensor) const {
+  posix_fadvise(fd_, static_cast<off_t>(tensor.offset),
+                static_cast<off_t>(tensor.num_bytes), POSIX_FADV_WILLNEED);
+}
+
 absl::Status SafetensorsFile::CheckUnchanged() const {
   ABSL_ASSIGN_OR_RETURN(const Stamp now, CurrentStamp());
   if (now == stamp_) return absl::OkStatus();

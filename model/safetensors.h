@@ -77,6 +77,8 @@ class SafetensorsFile {
   absl::StatusOr<std::string> Read(const TensorInfo& tensor) const;
   // The same into tensor.num_bytes bytes of the caller's.
   absl::Status ReadInto(const TensorInfo& tensor, char* destination) const;
+  // Lets the kernel read the bytes in the background.
+  void Prefetch(const TensorInfo& tensor) const;
   // FailedPrecondition when size or time of last change are no longer those of
   // Open. The offsets of a file that was written to mean nothing.
   absl::Status CheckUnchanged() const;

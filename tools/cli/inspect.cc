@@ -1,6 +1,7 @@
 #include "tools/cli/inspect.h"
 
 #include <algorithm>
+#include <map>
 #include <memory>
 
 #include "absl/strings/str_cat.h"
@@ -153,6 +154,70 @@ std::string MemoryRow(const std::string& name, const PartSize& part) {
   return absl::StrCat(row, "\n");
 }
 
+// How the files store the tensors of one class.
+struct StoredClass {
+  uint64_t num_weights = 0;
+  uint64_t num_bytes = 0;
+  std::map<std::string, uint64_t> weights_of;  // by format
+};
+
+std::array<StoredClass, std::size(kTensorClasses)> StoredClasses(
+    const Checkpoint& checkpoint) {
+  std::array<StoredClass, std::size(kTensorClasses)> classes;
+  const absl::Status status =
+      ForEachTensor(checkpoint.config(), [&](const TensorSpec& spec) {
+        const Checkpoint::Storage storage = checkpoint.StorageOf(spec);
+        StoredClass& part = classes[static_cast<size_t>(spec.tensor_class)];
+        std::string format = ShortName(storage.format);
+        if (storage.group_size > 0) {
+          absl::StrAppend(&format, "/", storage.group_size);
+        }
+        part.num_weights += NumElements(spec);
+        part.num_bytes += storage.num_bytes;
+        part.weights_of[format] += NumElements(spec);
+        return absl::OkStatus();
+      });
+  CHECK(status.ok());
+  return classes;
+}
+
+std::string StoredText(const Checkpoint& checkpoint) {
+  std::string text =
+      absl::StrFormat("  %-10s %11s %12s  %s\n", "On disk", "bytes",
+                      "bits/weight", "formats, by weights");
+  const auto classes = StoredClasses(checkpoint);
+  for (const TensorClass tensor_class : kTensorClasses) {
+    const StoredClass& part = classes[static_cast<size_t>(tensor_class)];
+    if (part.num_weights == 0) continue;
+    std::vector<std::string> formats;
+    for (const auto& [format, count] : part.weights_of) {
+      formats.push_back(
+          absl::StrFormat("%s %.0f %%", format,
+                          100.0 * static_cast<double>(count) /
+                              static_cast<double>(part.num_weights)));
+    }
+    absl::StrAppendFormat(&text, "  %-10s %11s %12.2f  %s\n",
+                          Name(tensor_class), Bytes(part.num_bytes),
+                          8.0 * static_cast<double>(part.num_bytes) /
+                              static_cast<double>(part.num_weights),
+                          absl::StrJoin(formats, ", "));
+  }
+  return text;
+}
+
+ordered_json StoredJson(const Checkpoint& checkpoint) {
+  ordered_json object = ordered_json::object();
+  const auto classes = StoredClasses(checkpoint);
+  for (const TensorClass tensor_class : kTensorClasses) {
+    const StoredClass& part = classes[static_cast<size_t>(tensor_class)];
+    if (part.num_weights == 0) continue;
+    object[Name(tensor_class)] = {{"parameters", part.num_weights},
+                                  {"bytes", part.num_bytes},
+                                  {"parameters_by_format", part.weights_of}};
+  }
+  return object;
+}
+
 std::string GroupName(const ExpertGroup& group) {
   return group.first == group.last
              ? absl::StrCat("expert ", group.first)
@@ -163,14 +228,14 @@ std::string Text(const Checkpoint& checkpoint, const ModelSizes& sizes) {
   const ModelConfig& c = checkpoint.config();
   std::string text = absl::StrFormat(
       "%s\n"
-      "  family         %s, weights in %s, %s on disk\n"
+      "  family         %s, weights in %s%s, %s on disk\n"
       "  layers         %d, of them %d with experts\n"
       "  hidden         %d, vocabulary %d%s\n"
       "  attention      %d heads, %d for keys and values, %d values each\n"
       "  context        %d tokens\n",
       checkpoint.model_dir(), c.model_type, Name(c.dtype),
-      Bytes(checkpoint.total_bytes()), c.num_layers, sizes.num_moe_layers,
-      c.hidden_size, c.vocab_size,
+      c.quantized ? " and integers" : "", Bytes(checkpoint.total_bytes()),
+      c.num_layers, sizes.num_moe_layers, c.hidden_size, c.vocab_size,
       c.tie_word_embeddings ? ", head tied to the embedding" : "", c.num_heads,
       c.num_kv_heads, c.head_dim, c.max_position_embeddings);
   if (c.num_experts > 0) {
@@ -208,6 +273,7 @@ std::string Text(const Checkpoint& checkpoint, const ModelSizes& sizes) {
                         Bytes(sizes.kv_bytes_per_token_f32),
                         Bytes(sizes.kv_bytes_per_token_bf16));
 
+  absl::StrAppend(&text, StoredText(checkpoint), "\n");
   absl::StrAppendFormat(&text, "  %-18s %10s", "Weights", "parameters");
   for (const WeightFormat format : kSizedFormats) {
     absl::StrAppendFormat(&text, " %11s", ShortName(format));
@@ -262,6 +328,8 @@ std::string Json(const Checkpoint& checkpoint, const ModelSizes& sizes) {
       {"model_type", c.model_type},
       {"dtype", Name(c.dtype)},
       {"file_bytes", checkpoint.total_bytes()},
+      {"quantized", c.quantized},
+      {"stored", StoredJson(checkpoint)},
       {"fingerprint", checkpoint.fingerprint()},
       {"num_layers", c.num_layers},
       {"num_moe_layers", sizes.num_moe_layers},

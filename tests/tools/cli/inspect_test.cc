@@ -84,6 +84,34 @@ TEST(InspectTest, AgreesWithTheFiles) {
   }
 }
 
+TEST(InspectTest, SaysHowEachClassIsStored) {
+  const TempDir dir;
+  ModelConfig config = TinyConfig(Architecture::kMixtral, DataType::kBF16);
+  config.expert_intermediate_size = 64;
+  CheckpointBuilder builder(config);
+  for (const char* projection : {"w1", "w3"}) {  // [64, 32]
+    builder.Quantize("model.layers.1.block_sparse_moe.experts.2." +
+                         std::string(projection) + ".weight",
+                     WeightFormat::kInt4, 32);
+  }
+  builder.Quantize("lm_head.weight", WeightFormat::kInt8, 32);
+  builder.Write(dir.path());
+  const auto text = Inspect(dir.path(), {});
+  ASSERT_TRUE(text.ok()) << text.status();
+  EXPECT_THAT(*text, HasSubstr("weights in bfloat16 and integers"));
+  EXPECT_THAT(*text, HasSubstr("bf16 96 %, int4/32 4 %"));
+  EXPECT_THAT(*text, HasSubstr("8.50  int8/32 100 %"));
+  const auto json = nlohmann::json::parse(*Inspect(dir.path(), {.json = true}));
+  EXPECT_EQ(json["quantized"], true);
+  EXPECT_EQ(json["stored"]["head"]["bytes"], 264 * 34);
+  EXPECT_EQ(json["stored"]["experts"]["parameters_by_format"]["int4/32"],
+            2 * 64 * 32);
+  uint64_t bytes = 0;
+  for (const auto& part : json["stored"])
+    bytes += part["bytes"].get<uint64_t>();
+  EXPECT_EQ(json["file_bytes"], bytes);
+}
+
 TEST(InspectTest, GroupsHoldAllExpertsOnce) {
   const ModelConfig config = TinyConfig(Architecture::kQwen2Moe);
   for (size_t num_groups = 1; num_groups <= 5; ++num_groups) {
