@@ -33,6 +33,7 @@ class ExpertPool::PoolMember final : public ExpertPeer::Listener {
                  v1::ServingState_Name(told.state()));
     free_rows = told.queue_capacity_rows();
     pool->Rebuild();
+    pool->bell_->Ring();  // copies may be waiting for it
   }
 
   void OnLost(const absl::Status& status) override {

@@ -16,6 +16,10 @@ double Seconds(SteadyTime::duration duration) {
   return std::chrono::duration<double>(duration).count();
 }
 
+// How long a step may wait for peers that do not answer while a sequence is
+// overdue and another is not.
+constexpr milliseconds kPatienceWithSlowPeers(2000);
+
 SteadyTime Now() { return std::chrono::steady_clock::now(); }
 
 double QueueMs(const Sequence& sequence) {
@@ -187,6 +191,22 @@ bool ServingLoop::AnyOverdue() {
   return false;
 }
 
+// A step whose peers are only slow goes on for those in it that still want
+// their token, or requests that come and go would keep it from ever ending.
+bool ServingLoop::IsToBreakOff(const std::vector<Chunk>& chunks,
+                               TokenDispatcher::WaitingFor what,
+                               SteadyTime start) {
+  if (!AnyOverdue()) return false;
+  const SteadyTime now = Now();
+  if (what == TokenDispatcher::WaitingFor::kReplica ||
+      now - start > kPatienceWithSlowPeers) {
+    return true;
+  }
+  return std::all_of(chunks.begin(), chunks.end(), [now](const Chunk& chunk) {
+    return chunk.sequence->cancelled || chunk.sequence->request.deadline <= now;
+  });
+}
+
 void ServingLoop::EndOverdue(const std::string& waits_for) {
   const SteadyTime now = Now();
   for (Sequence* sequence : scheduler_.Sequences()) {
@@ -259,9 +279,10 @@ void ServingLoop::Step(const std::vector<Chunk>& chunks) {
     }
     dispatcher_->set_deadline(deadline);
   }
-  const absl::StatusOr<ConstFloatMatrix> logits =
-      runner_.Forward(batch, dispatcher_, [this] {
-        return AnyOverdue() ? absl::AbortedError("") : absl::OkStatus();
+  const absl::StatusOr<ConstFloatMatrix> logits = runner_.Forward(
+      batch, dispatcher_, [&](TokenDispatcher::WaitingFor what) {
+        return IsToBreakOff(chunks, what, start) ? absl::AbortedError("")
+                                                 : absl::OkStatus();
       });
   if (!logits.ok()) {
     // Nothing is committed: those that stay run the same step again.

@@ -74,6 +74,9 @@ class ServingLoop {
   void EndOverdue(const std::string& waits_for);
   void End(Sequence* sequence, SequenceEvent event);
   bool AnyOverdue();
+  // Whether a step that began at `start` and waits is to end without a result.
+  bool IsToBreakOff(const std::vector<Chunk>& chunks,
+                    TokenDispatcher::WaitingFor what, SteadyTime start);
   void PublishStats();
   // Drops cached prefixes when the weights of experts have changed.
   void NoticeWeights();

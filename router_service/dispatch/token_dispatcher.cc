@@ -293,17 +293,13 @@ std::string TokenDispatcher::WaitsFor(const Exchange& exchange) const {
 }
 
 void TokenDispatcher::Wait(const Exchange& exchange, uint32_t seen,
-                           SteadyTime start, SteadyTime now) {
-  SteadyTime until = now + kPoll;
-  if (exchange.homeless.empty()) {
-    const SteadyTime check_at = start + options_.check_after_silence;
-    if (now < check_at) until = check_at;
-    for (size_t i = 0; i < exchange.num_parts; ++i) {
-      const Exchange::Part& part = *exchange.parts[i];
-      if (!part.settled) {
-        until = std::min(until, part.sent + options_.hop_timeout);
-      }
-    }
+                           SteadyTime check_at, SteadyTime now) {
+  SteadyTime until = std::max(check_at, now + kPoll);
+  if (!exchange.homeless.empty()) until = now + kPoll;
+  for (size_t i = 0; i < exchange.num_parts; ++i) {
+    const Exchange::Part& part = *exchange.parts[i];
+    if (part.settled) continue;
+    until = std::min(until, part.sent + options_.hop_timeout);
   }
   experts_.bell().Wait(seen, until);
 }
@@ -330,13 +326,12 @@ absl::Status TokenDispatcher::Combine(DispatchHandle handle, const Check& check,
     } else if (in_flight == 0) {
       break;
     }
-    Wait(exchange, seen, start, now);
+    const SteadyTime check_at = start + options_.check_after;
+    Wait(exchange, seen, check_at, now);
     now = std::chrono::steady_clock::now();
-    if (now - start < (exchange.homeless.empty() ? options_.check_after_silence
-                                                 : options_.check_after)) {
-      continue;
-    }
-    status = check();
+    if (now < check_at) continue;
+    status = check(exchange.homeless.empty() ? WaitingFor::kOutput
+                                             : WaitingFor::kReplica);
     if (!status.ok()) {
       const std::string waits_for = WaitsFor(exchange);
       status = absl::Status(status.code(),

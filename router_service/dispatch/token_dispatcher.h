@@ -26,13 +26,8 @@ struct TokenDispatcherOptions {
   // copies are sent again, elsewhere if possible. Far above the time of the
   // largest batch.
   milliseconds hop_timeout = milliseconds(10000);
-  // Combine asks its `check` only when a layer takes longer than this, so that
-  // a step is not broken off for a request that would end with it anyway: while
-  // copies have no peer that takes them, and while peers only compute. The
-  // second is the longer one, or requests that come and go would keep a step
-  // of slow layers from ever ending.
+  // Combine asks its `check` only when a layer takes longer than this.
   milliseconds check_after = milliseconds(100);
-  milliseconds check_after_silence = milliseconds(2000);
   // A message carries at most this many bytes of outputs.
   size_t max_output_bytes = size_t{16} << 20;
   // Of hidden states and outputs between the processes: part of the numeric
@@ -68,8 +63,11 @@ class DispatchHandle {
 // thread calls at a time; several dispatches may be in flight.
 class TokenDispatcher {
  public:
+  // What a layer lacks: a peer that takes its copies, or the answer of one,
+  // which may only be slow.
+  enum class WaitingFor { kReplica, kOutput };
   // Asked from time to time while Combine waits; an error ends the wait.
-  using Check = std::function<absl::Status()>;
+  using Check = std::function<absl::Status(WaitingFor what)>;
 
   TokenDispatcher(ExpertPool& experts, TokenDispatcherOptions options);
 
@@ -108,7 +106,7 @@ class TokenDispatcher {
   // neither.
   bool Settle(Exchange& exchange, size_t index, SteadyTime now);
   // Waits for news, at most until something has to be looked at without any.
-  void Wait(const Exchange& exchange, uint32_t seen, SteadyTime start,
+  void Wait(const Exchange& exchange, uint32_t seen, SteadyTime check_at,
             SteadyTime now);
   std::string WaitsFor(const Exchange& exchange) const;
 

@@ -118,7 +118,8 @@ void CheckPrompt(LocalCluster& cluster, const GoldenFile& golden,
       batch.logit_rows.push_back(i - begin);
     }
     const absl::StatusOr<ConstFloatMatrix> part = cluster.runner().Forward(
-        batch, cluster.dispatcher(), [] { return absl::OkStatus(); });
+        batch, cluster.dispatcher(),
+        [](TokenDispatcher::WaitingFor) { return absl::OkStatus(); });
     ASSERT_TRUE(part.ok()) << part.status();
     for (size_t row = 0; row < part->rows; ++row) {
       logits.insert(logits.end(), part->row(row), part->row(row) + part->cols);

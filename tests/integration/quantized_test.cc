@@ -174,7 +174,7 @@ Forwarded Forward(const std::string& model_dir,
     batch.logit_rows.push_back(i);
   }
   const auto logits = (*cluster)->runner().Forward(
-      batch, (*cluster)->dispatcher(), [] { return absl::OkStatus(); });
+      batch, (*cluster)->dispatcher(), [](auto) { return absl::OkStatus(); });
   CHECK(logits.ok());
   for (size_t i = 0; i < logits->rows; ++i) {
     result.logits.emplace_back(logits->row(i), logits->row(i) + logits->cols);

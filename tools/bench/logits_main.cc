@@ -72,7 +72,7 @@ absl::Status Run(const Flags& flags) {
       const ConstFloatMatrix logits,
       cluster->runner().Forward(PromptBatch(flags.token_ids, block_table),
                                 cluster->dispatcher(),
-                                [] { return absl::OkStatus(); }));
+                                [](auto) { return absl::OkStatus(); }));
   std::ofstream file(flags.output, std::ios::binary | std::ios::trunc);
   for (size_t row = 0; row < logits.rows; ++row) {
     file.write(reinterpret_cast<const char*>(logits.row(row)),

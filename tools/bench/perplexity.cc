@@ -56,7 +56,7 @@ struct Model {
       batch.logit_rows.push_back(i - begin);
     }
     return cluster->runner().Forward(batch, cluster->dispatcher(),
-                                     [] { return absl::OkStatus(); });
+                                     [](auto) { return absl::OkStatus(); });
   }
 };
 
@@ -116,7 +116,7 @@ absl::StatusOr<PerplexityResult> MeasurePerplexity(
   size_t same_best = 0;
   for (const std::string& document : Documents(options)) {
     ABSL_ASSIGN_OR_RETURN(std::vector<int32_t> token_ids,
-                          tokenizer->Encode(document));
+                          tokenizer->Encode(document, {}));
     token_ids.resize(std::min(token_ids.size(), context));
     if (token_ids.size() < 2) continue;
     ++result.num_documents;

@@ -31,7 +31,9 @@ constexpr size_t kHiddenSize = 5;
 constexpr size_t kTopK = 2;
 
 // Nobody waits for ever in a test that is wrong.
-absl::Status Patient() { return absl::OkStatus(); }
+using WaitingFor = TokenDispatcher::WaitingFor;
+
+absl::Status Patient(WaitingFor) { return absl::OkStatus(); }
 
 class TokenDispatcherTest : public testing::Test {
  protected:
@@ -41,7 +43,6 @@ class TokenDispatcherTest : public testing::Test {
     // Tests that mean a silent peer say so.
     options_.hop_timeout = milliseconds(60000);
     options_.check_after = milliseconds(1);
-    options_.check_after_silence = milliseconds(1);
   }
 
   FakeExpertProcess& AddProcess(const std::vector<uint32_t>& experts,
@@ -387,10 +388,12 @@ TEST_F(TokenDispatcherTest, WaitsForTheLastReplicaToComeBack) {
   a.Lose(/*reachable=*/false);
   int asked = 0;
   std::vector<float> output;
-  const absl::Status status = Combine(std::move(handle), work, output, [&] {
-    if (++asked == 3) a.SetReachable(true);
-    return absl::OkStatus();
-  });
+  const absl::Status status =
+      Combine(std::move(handle), work, output, [&](WaitingFor what) {
+        EXPECT_EQ(what, WaitingFor::kReplica);
+        if (++asked == 3) a.SetReachable(true);
+        return absl::OkStatus();
+      });
   ASSERT_TRUE(status.ok()) << status;
   EXPECT_EQ(output, Expected(work));
   EXPECT_GE(asked, 3);
@@ -405,7 +408,7 @@ TEST_F(TokenDispatcherTest, WaitsForAReplicaThatWasNeverThere) {
   std::vector<float> output;
   const absl::Status status =
       Combine(dispatcher_->Dispatch(1, work.matrix(), work.decision), work,
-              output, [&] {
+              output, [&](WaitingFor) {
                 process.SetReachable(true);
                 return absl::OkStatus();
               });
@@ -418,9 +421,9 @@ TEST_F(TokenDispatcherTest, AnErrorOfTheCheckNamesTheExpertWithoutReplica) {
   Start();
   const Work work = MakeWorkFor(4, {1, 3});
   std::vector<float> output;
-  const absl::Status status =
-      Combine(dispatcher_->Dispatch(2, work.matrix(), work.decision), work,
-              output, [] { return absl::AbortedError("gave up: "); });
+  const absl::Status status = Combine(
+      dispatcher_->Dispatch(2, work.matrix(), work.decision), work, output,
+      [](WaitingFor) { return absl::AbortedError("gave up: "); });
   EXPECT_EQ(status.code(), absl::StatusCode::kAborted);
   EXPECT_THAT(std::string(status.message()),
               AllOf(HasSubstr("gave up: "), HasSubstr("expert 3 of layer 2"),
@@ -437,7 +440,7 @@ TEST_F(TokenDispatcherTest, AnErrorOfTheCheckNamesTheSilentProcess) {
   std::vector<float> output;
   const absl::Status status =
       Combine(dispatcher_->Dispatch(0, work.matrix(), work.decision), work,
-              output, [] { return absl::AbortedError(""); });
+              output, [](WaitingFor) { return absl::AbortedError(""); });
   EXPECT_EQ(status.code(), absl::StatusCode::kAborted);
   EXPECT_EQ(std::string(status.message()),
             "expert 2 of layer 0 at address-1 has not answered");
@@ -447,27 +450,57 @@ TEST_F(TokenDispatcherTest, AnErrorOfTheCheckNamesTheSilentProcess) {
   ExpectExact(MakeWork(5, 3));
 }
 
-// While peers compute, the check has to wait longer than while nobody does.
-TEST_F(TokenDispatcherTest, TheCheckDoesNotBreakOffWhatIsOnlySlow) {
-  options_.check_after_silence = milliseconds(3600000);
+// The check can tell a peer that is only slow from none.
+TEST_F(TokenDispatcherTest, TheCheckIsToldWhatIsWaitedFor) {
   FakeExpertProcess& slow = AddProcess({0, 1, 2, 3}, /*own_thread=*/true);
   TokenDispatcher& dispatcher = Start();
   slow.Script({}, FakeAnswer::kHold);
   const Work work = MakeWork(5);
   DispatchHandle handle = dispatcher.Dispatch(0, work.matrix(), work.decision);
-  const SteadyTime start = std::chrono::steady_clock::now();
-  std::thread releaser([&] {
-    while (std::chrono::steady_clock::now() - start < milliseconds(30)) {
-      std::this_thread::yield();
-    }
-    slow.Release();
-  });
+  int asked = 0;
   std::vector<float> output;
-  EXPECT_TRUE(Combine(std::move(handle), work, output, [] {
-                return absl::AbortedError("");
+  EXPECT_TRUE(Combine(std::move(handle), work, output, [&](WaitingFor what) {
+                EXPECT_EQ(what, WaitingFor::kOutput);
+                if (++asked == 3) slow.Release();
+                return absl::OkStatus();
               }).ok());
-  releaser.join();
+  EXPECT_GE(asked, 3);
   EXPECT_EQ(output, Expected(work));
+}
+
+// Batches say when nobody wants them any more.
+TEST_F(TokenDispatcherTest, ABatchCarriesWhatIsLeftOfTheDeadline) {
+  FakeExpertProcess& process = AddProcess({0, 1, 2, 3});
+  TokenDispatcher& dispatcher = Start();
+  const SteadyTime now = std::chrono::steady_clock::now();
+  dispatcher.set_deadline(now + milliseconds(20000));
+  ExpectExact(MakeWork(3));
+  dispatcher.set_deadline(now + milliseconds(120000));
+  ExpectExact(MakeWork(3));
+  dispatcher.set_deadline(now - milliseconds(5));  // 0 would be never
+  ExpectExact(MakeWork(3));
+  dispatcher.set_deadline(kNoDeadline);
+  ExpectExact(MakeWork(3));
+  const std::vector<v1::ExpertBatch> batches = process.batches();
+  ASSERT_EQ(batches.size(), 4u);
+  EXPECT_LE(batches[0].timeout_ms(), 20000u);
+  EXPECT_GT(batches[0].timeout_ms(), 1u);
+  EXPECT_EQ(batches[1].timeout_ms(), 60000u);  // the hop's own
+  EXPECT_EQ(batches[2].timeout_ms(), 1u);
+  EXPECT_EQ(batches[3].timeout_ms(), 60000u);
+}
+
+// Rows are rounded before a transport sees them: none can leave it out.
+TEST_F(TokenDispatcherTest, TheWiresFormatIsThatOfTheOptions) {
+  options_.wire_dtype = DataType::kBF16;
+  FakeExpertProcess& process = AddProcess({0, 1, 2, 3});
+  TokenDispatcher& dispatcher = Start();
+  process.Script({}, FakeAnswer::kHold);
+  const Work work = MakeWork(2);
+  DispatchHandle handle = dispatcher.Dispatch(0, work.matrix(), work.decision);
+  const v1::ExpertBatch batch = process.batches()[0];
+  EXPECT_EQ(batch.dtype(), v1::WIRE_DTYPE_BFLOAT16);
+  EXPECT_EQ(batch.hidden_states().size(), 2 * kHiddenSize * 2);
 }
 
 TEST_F(TokenDispatcherTest, AHandleMayBeDropped) {

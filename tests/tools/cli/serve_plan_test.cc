@@ -122,15 +122,21 @@ TEST(PlanProcessesTest, LimitsAreHandedOnOnlyWhenGiven) {
   options.kv_dtype = "bfloat16";
   options.kv_blocks = 12;
   options.queue_rows = 34;
+  options.hop_ring_kb = 128;
+  options.hop = "shm";
+  options.wire_dtype = "bfloat16";
   options.max_requests = 56;
   options.threads = 3;
   const auto plan = PlanProcesses(options, 8, UnixAddress);
   EXPECT_EQ(Value((*plan)[0], "--queue-rows"), "34");
+  EXPECT_EQ(Value((*plan)[0], "--hop-ring-kb"), "128");
   EXPECT_EQ(Value((*plan)[0], "--threads"), "3");
   EXPECT_EQ(Value((*plan)[4], "--kv-blocks"), "12");
   EXPECT_EQ(Value((*plan)[4], "--threads"), "3");
   EXPECT_THAT((*plan)[4].arguments, testing::Contains("--no-prefix-cache"));
   EXPECT_EQ(Value((*plan)[4], "--kv-dtype"), "bfloat16");
+  EXPECT_EQ(Value((*plan)[4], "--hop"), "shm");
+  EXPECT_EQ(Value((*plan)[4], "--wire-dtype"), "bfloat16");
   EXPECT_EQ(Value((*plan)[5], "--max-requests"), "56");
 }
 
