@@ -65,7 +65,7 @@ ProcessCluster::ProcessCluster(ProcessClusterOptions options)
         "--listen",
         listen,
         "--threads",
-        "1",
+        absl::StrCat(options_.num_threads),
         "--experts",
         absl::StrJoin(expert_addresses_, ",")};
     arguments.insert(arguments.end(), options_.router_flags.begin(),
@@ -84,7 +84,7 @@ void ProcessCluster::StartExpert(size_t i) {
                                         "--listen",
                                         expert_addresses_[i],
                                         "--threads",
-                                        "1"};
+                                        absl::StrCat(options_.num_threads)};
   const std::string& range =
       options_.expert_ranges[i % options_.expert_ranges.size()];
   if (!range.empty()) {

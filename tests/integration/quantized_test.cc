@@ -113,8 +113,6 @@ TEST_P(QuantizedTest, BatchesAndProcessesDoNotMatter) {
   const std::vector<v1::RouterGenerateRequest> requests = MixedRequests(4096);
   std::vector<std::string> alone;
   {
-    options.router_flags = {"--threads", "1"};
-    options.expert_flags = {"--threads", "1"};
     ProcessCluster cluster(options);
     size_t num_tokens = 0;
     for (const v1::RouterGenerateRequest& request : requests) {
@@ -126,7 +124,7 @@ TEST_P(QuantizedTest, BatchesAndProcessesDoNotMatter) {
     ASSERT_GT(num_tokens, 200u);
     ASSERT_EQ(std::set(alone.begin(), alone.end()).size(), alone.size());
   }
-  options.router_flags = options.expert_flags = {"--threads", "2"};
+  options.num_threads = 2;
   for (const size_t num_processes : {1, 2, 4}) {
     options.expert_ranges = SplitExperts(8, num_processes);
     ProcessCluster cluster(options);
@@ -277,7 +275,8 @@ double PerplexityOf(const std::string& model_dir) {
 TEST(QuantizedDemoTest, StillPredicts) {
   const double floats = PerplexityOf(kDemo);
   EXPECT_GT(floats, 2.0);
-  EXPECT_LT(floats, 20.0);
+  // 15.5 on the stories that it was not trained on.
+  EXPECT_LT(floats, 30.0);
   const TempDir dir8, dir4, dir4_zero;
   EXPECT_NEAR(
       PerplexityOf(MakeQuantized(dir8, Uniform(WeightFormat::kInt8, 32))) /

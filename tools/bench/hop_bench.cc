@@ -159,8 +159,12 @@ class EchoStream final
     StartWrite(&sent_);
     {
       absl::MutexLock lock(&mu_);
-      mu_.Await(absl::Condition(&answered_));
-      answered_ = false;
+      // The answer may come before the news that the write is done.
+      const auto over = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+        return answered_ && written_;
+      };
+      mu_.Await(absl::Condition(&over));
+      answered_ = written_ = false;
     }
     CopyFromBuffer(received_, 0, payload.size(), answer.data());
     received_.Clear();
@@ -176,6 +180,10 @@ class EchoStream final
     absl::MutexLock lock(&mu_);
     answered_ = true;
   }
+  void OnWriteDone(bool) override {
+    absl::MutexLock lock(&mu_);
+    written_ = true;
+  }
   void OnDone(const grpc::Status&) override { done_.Notify(); }
 
   grpc::GenericStub stub_;
@@ -183,7 +191,8 @@ class EchoStream final
   grpc::ByteBuffer sent_;
   grpc::ByteBuffer received_;
   absl::Mutex mu_;
-  bool answered_ = false;
+  bool answered_ ABSL_GUARDED_BY(mu_) = false;
+  bool written_ ABSL_GUARDED_BY(mu_) = false;
   absl::Notification done_;
 };
 
