@@ -20,7 +20,7 @@ struct ProcessClusterOptions {
   std::vector<std::string> expert_ranges = {""};  // one process each; "" = all
   size_t num_replicas = 1;
   size_t num_routers = 1;
-  bool tcp = false;  // instead of unix sockets
+  bool tcp = false;        // instead of unix sockets
   size_t num_threads = 1;  // of each process's kernels
   std::vector<std::string> router_flags;
   std::vector<std::string> expert_flags;
