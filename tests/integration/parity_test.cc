@@ -106,19 +106,8 @@ void CheckPrompt(LocalCluster& cluster, const GoldenFile& golden,
   std::vector<float> logits;
   for (size_t begin = 0; begin < num_tokens; begin += chunk) {
     const size_t end = std::min(begin + chunk, num_tokens);
-    Batch batch;
-    AttentionSequence rows;
-    rows.block_table = block_table;
-    rows.num_rows = end - begin;
-    rows.first_position = begin;
-    batch.sequences.push_back(rows);
-    for (size_t i = begin; i < end; ++i) {
-      batch.token_ids.push_back(input_ids[i]);
-      batch.positions.push_back(static_cast<int32_t>(i));
-      batch.logit_rows.push_back(i - begin);
-    }
     const absl::StatusOr<ConstFloatMatrix> part = cluster.runner().Forward(
-        batch, cluster.dispatcher(),
+        SequenceBatch(input_ids, begin, end, block_table), cluster.dispatcher(),
         [](TokenDispatcher::WaitingFor) { return absl::OkStatus(); });
     ASSERT_TRUE(part.ok()) << part.status();
     for (size_t row = 0; row < part->rows; ++row) {

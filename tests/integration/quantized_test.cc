@@ -158,21 +158,11 @@ Forwarded Forward(const std::string& model_dir,
           result.experts[i / top_k].push_back(decision.topk_idx[i]);
         }
       });
-  Batch batch;
   std::vector<int32_t> block_table(32);
   for (size_t i = 0; i < 32; ++i) block_table[i] = static_cast<int32_t>(i);
-  AttentionSequence rows;
-  rows.block_table = block_table;
-  rows.num_rows = token_ids.size();
-  rows.first_position = 0;
-  batch.sequences.push_back(rows);
-  for (size_t i = 0; i < token_ids.size(); ++i) {
-    batch.token_ids.push_back(token_ids[i]);
-    batch.positions.push_back(static_cast<int32_t>(i));
-    batch.logit_rows.push_back(i);
-  }
   const auto logits = (*cluster)->runner().Forward(
-      batch, (*cluster)->dispatcher(), [](auto) { return absl::OkStatus(); });
+      SequenceBatch(token_ids, 0, token_ids.size(), block_table),
+      (*cluster)->dispatcher(), [](auto) { return absl::OkStatus(); });
   CHECK(logits.ok());
   for (size_t i = 0; i < logits->rows; ++i) {
     result.logits.emplace_back(logits->row(i), logits->row(i) + logits->cols);

@@ -88,4 +88,20 @@ ServingLoop& LocalCluster::StartLoop() {
   return *loop_;
 }
 
+Batch SequenceBatch(std::span<const int32_t> token_ids, size_t begin,
+                    size_t end, std::span<const int32_t> block_table) {
+  Batch batch;
+  AttentionSequence rows;
+  rows.block_table = block_table;
+  rows.num_rows = end - begin;
+  rows.first_position = begin;
+  batch.sequences.push_back(rows);
+  for (size_t i = begin; i < end; ++i) {
+    batch.token_ids.push_back(token_ids[i]);
+    batch.positions.push_back(static_cast<int32_t>(i));
+    batch.logit_rows.push_back(i - begin);
+  }
+  return batch;
+}
+
 }  // namespace troupe

@@ -3,8 +3,10 @@
 #define TROUPE_TOOLS_BENCH_LOCAL_CLUSTER_H_
 
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -72,6 +74,11 @@ class LocalCluster {
   std::unique_ptr<TokenDispatcher> dispatcher_;
   std::unique_ptr<ServingLoop> loop_;
 };
+
+// One step with tokens [begin, end) of one sequence whose earlier ones are
+// cached, and the logits of every row. `block_table` outlives the batch.
+Batch SequenceBatch(std::span<const int32_t> token_ids, size_t begin,
+                    size_t end, std::span<const int32_t> block_table);
 
 }  // namespace troupe
 

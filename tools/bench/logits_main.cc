@@ -40,23 +40,6 @@ absl::Status CheckTokens(const std::vector<int32_t>& token_ids,
   return absl::OkStatus();
 }
 
-// One step with all tokens of one sequence, and the logits of every row.
-Batch PromptBatch(const std::vector<int32_t>& token_ids,
-                  const std::vector<int32_t>& block_table) {
-  Batch batch;
-  AttentionSequence rows;
-  rows.block_table = block_table;
-  rows.num_rows = token_ids.size();
-  rows.first_position = 0;
-  batch.sequences.push_back(rows);
-  for (size_t i = 0; i < token_ids.size(); ++i) {
-    batch.token_ids.push_back(token_ids[i]);
-    batch.positions.push_back(static_cast<int32_t>(i));
-    batch.logit_rows.push_back(i);
-  }
-  return batch;
-}
-
 absl::Status Run(const Flags& flags) {
   LocalClusterOptions options;
   options.model_dir = flags.model_dir;
@@ -70,9 +53,10 @@ absl::Status Run(const Flags& flags) {
   std::iota(block_table.begin(), block_table.end(), 0);
   ABSL_ASSIGN_OR_RETURN(
       const ConstFloatMatrix logits,
-      cluster->runner().Forward(PromptBatch(flags.token_ids, block_table),
-                                cluster->dispatcher(),
-                                [](auto) { return absl::OkStatus(); }));
+      cluster->runner().Forward(
+          SequenceBatch(flags.token_ids, 0, flags.token_ids.size(),
+                        block_table),
+          cluster->dispatcher(), [](auto) { return absl::OkStatus(); }));
   std::ofstream file(flags.output, std::ios::binary | std::ios::trunc);
   for (size_t row = 0; row < logits.rows; ++row) {
     file.write(reinterpret_cast<const char*>(logits.row(row)),

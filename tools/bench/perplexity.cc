@@ -44,19 +44,9 @@ struct Model {
   // Logits of the rows [begin, end) of one text, given those before.
   absl::StatusOr<ConstFloatMatrix> Step(const std::vector<int32_t>& token_ids,
                                         size_t begin, size_t end) {
-    Batch batch;
-    AttentionSequence rows;
-    rows.block_table = block_table;
-    rows.num_rows = end - begin;
-    rows.first_position = begin;
-    batch.sequences.push_back(rows);
-    for (size_t i = begin; i < end; ++i) {
-      batch.token_ids.push_back(token_ids[i]);
-      batch.positions.push_back(static_cast<int32_t>(i));
-      batch.logit_rows.push_back(i - begin);
-    }
-    return cluster->runner().Forward(batch, cluster->dispatcher(),
-                                     [](auto) { return absl::OkStatus(); });
+    return cluster->runner().Forward(
+        SequenceBatch(token_ids, begin, end, block_table),
+        cluster->dispatcher(), [](auto) { return absl::OkStatus(); });
   }
 };
 
