@@ -33,13 +33,13 @@ bool IsAligned(const char* data) {
 
 ExpertBatcher::ExpertBatcher(ExpertBackend& backend, uint64_t capacity_rows,
                              std::shared_ptr<Doorbell> bell,
-                             BatchSource* source)
+                             BatchSource* source, Thread thread)
     : backend_(backend),
       limits_(backend.limits()),
       capacity_rows_(capacity_rows),
       bell_(bell != nullptr ? std::move(bell) : Doorbell::Create()),
       source_(source) {
-  thread_ = std::thread([this] { Run(); });
+  if (thread == Thread::kOwn) thread_ = std::thread([this] { Run(); });
 }
 
 ExpertBatcher::~ExpertBatcher() {
@@ -48,7 +48,12 @@ ExpertBatcher::~ExpertBatcher() {
     stopping_ = true;
   }
   bell_->Ring();
-  thread_.join();
+  if (thread_.joinable()) {
+    thread_.join();
+  } else {
+    while (RunOne()) {
+    }
+  }
 }
 
 absl::Status ExpertBatcher::Validate(const ExpertBatch& batch,
@@ -123,12 +128,7 @@ void ExpertBatcher::Run() {
     // Whatever is published after this rings the bell again.
     const uint32_t seen = bell_->Current();
     if (source_ != nullptr) source_->Poll(*this);
-    if (TakeGroup()) {
-      Compute();
-      absl::MutexLock lock(&mu_);
-      running_ = false;
-      continue;
-    }
+    if (RunOne()) continue;
     {
       absl::MutexLock lock(&mu_);
       if (stopping_) return;
@@ -137,6 +137,14 @@ void ExpertBatcher::Run() {
                                          : std::chrono::steady_clock::now() +
                                                kLookWithoutBell);
   }
+}
+
+bool ExpertBatcher::RunOne() {
+  if (!TakeGroup()) return false;
+  Compute();
+  absl::MutexLock lock(&mu_);
+  running_ = false;
+  return true;
 }
 
 bool ExpertBatcher::TakeGroup() {

@@ -38,14 +38,16 @@ class BatchSource {
 // oldest batch and all waiting batches of that layer, computes them as one
 // grouped GEMM, answers each. A row's bits do not depend on what it was merged
 // with. Does not own backend and source; computing is the batcher's alone.
-// Thread-safe.
+// Thread-safe, except RunOne.
 class ExpertBatcher {
  public:
+  enum class Thread { kOwn, kCallers };
   // capacity_rows: routed copies that may wait. `bell` null: one of its own;
-  // `source` null: batches come by Submit alone.
+  // `source` null: batches come by Submit alone. Thread::kCallers: no thread
+  // empties the queue, but who calls RunOne.
   ExpertBatcher(ExpertBackend& backend, uint64_t capacity_rows,
                 std::shared_ptr<Doorbell> bell = nullptr,
-                BatchSource* source = nullptr);
+                BatchSource* source = nullptr, Thread thread = Thread::kOwn);
   // Computes what is queued, then ends.
   ~ExpertBatcher();
 
@@ -57,6 +59,11 @@ class ExpertBatcher {
   // The call's batch must be valid. Refused when there is no room, or when
   // draining.
   void Submit(ExpertCall* call);
+
+  // Computes and answers the batches of one layer; false: none waits. For
+  // Thread::kCallers, one thread at a time.
+  bool RunOne();
+  bool has_own_thread() const { return thread_.joinable(); }
 
   // From here on every new batch is answered kDraining.
   void StartDraining();

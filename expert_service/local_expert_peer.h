@@ -16,6 +16,9 @@
 namespace troupe {
 
 // Thread-safe. Does not own the batcher, which outlives the callbacks.
+// The thread that waits for the outputs computes them, if the batcher has no
+// thread of its own: then none has to be woken, and the router's ThreadPool
+// serves both.
 class LocalExpertPeer final : public ExpertPeer {
  public:
   LocalExpertPeer(v1::ExpertDescription description, ExpertBatcher& batcher)
@@ -46,6 +49,12 @@ class LocalExpertPeer final : public ExpertPeer {
     call->hidden_states = call->input;
     call->done = std::move(done);
     batcher_.Submit(call);
+  }
+
+  void Poll() override {
+    if (batcher_.has_own_thread()) return;
+    while (batcher_.RunOne()) {
+    }
   }
 
   const char* transport() const override { return "local"; }

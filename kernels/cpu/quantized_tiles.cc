@@ -509,10 +509,10 @@ const GemmKernels& QuantizedKernels(WeightFormat format, size_t group_size) {
   CHECK(group_size == 32 || group_size == 64);
 #if HWY_TARGETS & HWY_AVX3_DL
   // Not by Highway's table, which has no place for an AVX-512 that is to use
-  // the path of AVX2.
-  if (hwy::SupportedTargets() & HWY_AVX3_DL) {
-    return N_AVX3_DL::QuantizedKernels(format, group_size);
-  }
+  // the path of AVX2. Asked once: Highway asks the processor, which a virtual
+  // machine's host answers, in tens of microseconds.
+  static const bool has_dot = (hwy::SupportedTargets() & HWY_AVX3_DL) != 0;
+  if (has_dot) return N_AVX3_DL::QuantizedKernels(format, group_size);
 #endif
   return HWY_STATIC_DISPATCH(QuantizedKernels)(format, group_size);
 }

@@ -126,6 +126,15 @@ TEST_F(ExactnessTest, LocalBatchOf16) {
   }
 }
 
+TEST_F(ExactnessTest, LocalWithExpertsOnTheRoutersThreads) {
+  LocalClusterOptions options = LocalOptions();
+  options.num_expert_groups = 4;
+  options.router_threads = 2;
+  options.expert_threads = 0;
+  LocalRouter router(options);
+  ExpectSame(GenerateAll(router.stub(), *requests_));
+}
+
 TEST_F(ExactnessTest, LocalWithSmallSteps) {
   LocalClusterOptions options = LocalOptions();
   options.scheduler.max_batch_tokens = 5;

@@ -83,7 +83,7 @@ absl::StatusOr<EngineBenchResult> RunEngineBench(
   cluster_options.model_dir = options.model_dir;
   cluster_options.kv_dtype = options.kv_dtype;
   cluster_options.router_threads = num_threads;
-  cluster_options.expert_threads = num_threads;
+  cluster_options.expert_threads = 0;
   cluster_options.num_kv_blocks =
       (longest + kKvBlockSize) / kKvBlockSize * most;
   ABSL_ASSIGN_OR_RETURN(const std::unique_ptr<LocalCluster> cluster,

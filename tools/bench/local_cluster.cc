@@ -27,17 +27,21 @@ absl::StatusOr<std::unique_ptr<LocalCluster>> LocalCluster::Start(
       ABSL_ASSIGN_OR_RETURN(
           const std::vector<HalfOpenRange> range,
           ParseRanges(split[i % split.size()], config.num_experts));
-      group.pool = std::make_unique<ThreadPool>(options.expert_threads);
+      const bool own_threads = options.expert_threads > 0;
+      if (own_threads) {
+        group.own_pool = std::make_unique<ThreadPool>(options.expert_threads);
+      }
+      ThreadPool& pool = own_threads ? *group.own_pool : cluster->pool_;
+      const auto thread = own_threads ? ExpertBatcher::Thread::kOwn
+                                      : ExpertBatcher::Thread::kCallers;
       ABSL_ASSIGN_OR_RETURN(
           group.store,
-          ExpertStore::Load(*cluster->checkpoint_, {{0, config.num_layers}},
-                            range, *group.pool, [](uint64_t, uint64_t) {
-                              return absl::OkStatus();
-                            }));
-      group.backend =
-          std::make_unique<CpuExpertBackend>(*group.store, *group.pool);
-      group.batcher =
-          std::make_unique<ExpertBatcher>(*group.backend, options.queue_rows);
+          ExpertStore::Load(
+              *cluster->checkpoint_, {{0, config.num_layers}}, range, pool,
+              [](uint64_t, uint64_t) { return absl::OkStatus(); }));
+      group.backend = std::make_unique<CpuExpertBackend>(*group.store, pool);
+      group.batcher = std::make_unique<ExpertBatcher>(
+          *group.backend, options.queue_rows, nullptr, nullptr, thread);
       v1::ExpertDescription description;
       description.set_name(absl::StrCat("local-", i));
       description.set_model_fingerprint(cluster->checkpoint_->fingerprint());

@@ -29,7 +29,9 @@ struct LocalClusterOptions {
   size_t num_expert_groups = 1;  // contiguous ranges of experts
   size_t num_replicas = 1;       // of each group
   size_t router_threads = 1;
-  size_t expert_threads = 1;  // of each group
+  // Of each group; 0: the experts are computed by the router's own threads,
+  // while these would wait for them.
+  size_t expert_threads = 1;
   size_t num_kv_blocks = 256;
   DataType kv_dtype = DataType::kF32;
   SchedulerOptions scheduler;
@@ -55,7 +57,7 @@ class LocalCluster {
  private:
   struct ExpertGroup {
     std::unique_ptr<ExpertStore> store;
-    std::unique_ptr<ThreadPool> pool;
+    std::unique_ptr<ThreadPool> own_pool;
     std::unique_ptr<CpuExpertBackend> backend;
     std::unique_ptr<ExpertBatcher> batcher;
   };

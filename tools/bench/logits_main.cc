@@ -44,7 +44,7 @@ absl::Status Run(const Flags& flags) {
   LocalClusterOptions options;
   options.model_dir = flags.model_dir;
   options.router_threads = AvailableThreads();
-  options.expert_threads = options.router_threads;
+  options.expert_threads = 0;
   options.num_kv_blocks = flags.token_ids.size() / kKvBlockSize + 1;
   ABSL_ASSIGN_OR_RETURN(const std::unique_ptr<LocalCluster> cluster,
                         LocalCluster::Start(options));

@@ -30,8 +30,9 @@ struct Model {
                                     size_t num_threads) {
     LocalClusterOptions options;
     options.model_dir = dir;
-    options.router_threads = options.expert_threads =
+    options.router_threads =
         num_threads == 0 ? AvailableThreads() : num_threads;
+    options.expert_threads = 0;
     options.num_kv_blocks = kMaxContext / kKvBlockSize;
     Model model;
     ABSL_ASSIGN_OR_RETURN(model.cluster, LocalCluster::Start(options));
