@@ -114,7 +114,7 @@ int Main(int argc, char** argv) {
   }
   ThreadPool pool(argc > 1 ? std::max(1, std::atoi(argv[1]))
                            : AvailableThreads());
-  const double peak_bytes = MeasureReadBandwidth(pool);
+  const double peak_bytes = MeasureReadBandwidth(pool).best;
   const double peak_flops = MeasurePeakFlops(pool);
   std::printf("%s, %zu threads; peak %.1f GB/s, %.1f GFLOP/s\n",
               ChosenInstructionSet().c_str(), pool.num_threads(),

@@ -64,7 +64,8 @@ def report(model_dir, flags, local, cluster, hops, peaks):
     lines = [
         f"{pathlib.Path(model_dir).name}, {machine['cpu']}, {machine['cores']} cores, "
         f"{flags.rounds} rounds, commit {machine['commit']}; read bandwidth "
-        f"{measure.spread([peak['read_gb_s'] for peak in peaks])} GB/s, multiply-add "
+        f"{measure.spread([peak['read_gb_s'] for peak in peaks])} GB/s at best, usually "
+        f"{measure.spread([peak['usual_read_gb_s'] for peak in peaks])}, multiply-add "
         f"{measure.spread([peak['gflop_s'] for peak in peaks])} GFLOP/s.",
         "",
         f"| tokens/s, median (min - max) | one process | cluster, {flags.experts} "

@@ -321,7 +321,7 @@ int Main(int argc, char** argv) {
   if (argc > 4) UseInstructionSetForTest(argv[4]);
 
   ThreadPool pool(threads);
-  const Peak peak = {MeasureReadBandwidth(pool), MeasurePeakFlops(pool),
+  const Peak peak = {MeasureReadBandwidth(pool).best, MeasurePeakFlops(pool),
                      MeasurePeakInt8Ops(pool), MeasurePeakInt4Ops(pool)};
   std::printf(
       "%s, %zu threads; peak: read %.1f GB/s, f32 %.1f, int8 %.1f, int4 %.1f "

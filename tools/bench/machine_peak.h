@@ -6,9 +6,14 @@
 
 namespace troupe {
 
-// Bytes per second that the pool reads from memory: the best of many short runs
-// through a buffer that is larger than the caches.
-double MeasureReadBandwidth(ThreadPool& pool);
+// Bytes per second that the pool reads from memory, through a buffer that is
+// larger than the caches.
+struct ReadBandwidth {
+  double best;   // of many runs of 64 MiB: what the memory can give
+  double usual;  // the median of runs of 9 MiB, each a ParallelFor: what a
+                 // kernel can hope for, beside whoever shares the memory
+};
+ReadBandwidth MeasureReadBandwidth(ThreadPool& pool);
 
 // Floating-point operations per second (a fused multiply-add is two) of the
 // pool in registers, with the chosen instruction set: the best of many short

@@ -232,12 +232,13 @@ def wait_until_idle(seconds=30):
 
 
 def machine_peak():
-    """{"threads", "read_gb_s", "gflop_s"} of all threads."""
+    """{"threads", "read_gb_s", "gflop_s", "usual_read_gb_s"} of all threads."""
     row = run([BIN / "machine_peak"]).strip().splitlines()[-1].split()
     return {
         "threads": int(row[0]),
         "read_gb_s": float(row[1]),
         "gflop_s": float(row[2]),
+        "usual_read_gb_s": float(row[5]),
     }
 
 

@@ -38,15 +38,16 @@ def _rate_rows(form, rounds):
         yield f"| {' | '.join(cells)} |"
 
 
-def bandwidth_shares(rounds, who, active_weights, bits):
-    """Of each round: bytes of weights that decoding one sequence reads in a
-    second, over the bandwidth that was measured in that round."""
+def bandwidth_share(rounds, who, active_weights, bits, bandwidth):
+    """Median over rounds of the bytes of weights that decoding one sequence reads
+    in a second, over the bandwidth that was measured in that round: "73%"."""
     bytes_per_token = active_weights * bits / 8
-    return [
-        one[who]["decode 1"] * bytes_per_token / (one["peak"]["read_gb_s"] * 1e9)
+    shares = [
+        one[who]["decode 1"] * bytes_per_token / (one["peak"][bandwidth] * 1e9)
         for one in rounds
         if who in one
     ]
+    return f"{100 * statistics.median(shares):.0f}%" if shares else "-"
 
 
 def markdown(results):
@@ -77,11 +78,13 @@ def markdown(results):
     lines += [
         "",
         "Read bandwidth in the same rounds: "
-        f"{_spread([one['peak']['read_gb_s'] for one in all_rounds])} GB/s; "
+        f"{_spread([one['peak']['read_gb_s'] for one in all_rounds])} GB/s at best, "
+        f"usually {_spread([one['peak']['usual_read_gb_s'] for one in all_rounds])} "
+        "GB/s (in pieces of an expert's size); "
         "multiply-add: "
         f"{_spread([one['peak']['gflop_s'] for one in all_rounds])} GFLOP/s. "
         f"{results['active_weights'] / 1e6:.0f} million weights per token; decoding "
-        "one sequence reads of that bandwidth:",
+        "one sequence reads of the best / of the usual bandwidth:",
         "",
         "| | MB per token | llama.cpp | one process | cluster |",
         "|---|---|---|---|---|",
@@ -90,13 +93,12 @@ def markdown(results):
         if not rounds:
             continue
         bits = BITS_PER_WEIGHT[form]
-        shares = (
-            bandwidth_shares(rounds, who, results["active_weights"], bits)
-            for who in ("peer", "engine", "cluster")
-        )
         cells = (
-            f"{100 * statistics.median(values):.0f}%" if values else "-"
-            for values in shares
+            " / ".join(
+                bandwidth_share(rounds, who, results["active_weights"], bits, which)
+                for which in ("read_gb_s", "usual_read_gb_s")
+            )
+            for who in ("peer", "engine", "cluster")
         )
         megabytes = results["active_weights"] * bits / 8e6
         lines.append(f"| {form} | {megabytes:.0f} | {' | '.join(cells)} |")
