@@ -140,8 +140,8 @@ class TestEngine {
         group.batcher = std::make_unique<ExpertBatcher>(*group.backend, 1000);
         v1::ExpertDescription description;
         description.set_state(v1::SERVING_STATE_READY);
-        description.mutable_experts()->Assign(group.store->versions().begin(),
-                                              group.store->versions().end());
+        const std::vector<v1::ExpertVersion> versions = group.store->versions();
+        description.mutable_experts()->Assign(versions.begin(), versions.end());
         members.push_back(
             {"local", std::make_unique<SwitchablePeer>(
                           group.expert_switch,
