@@ -89,7 +89,8 @@ absl::StatusOr<v1::Transaction> ExpertTransactions::Load(
   }
   return Begin(
       request.transaction_id(), /*is_load=*/true, request.SerializeAsString(),
-      absl::StrCat("load version \"", request.label(), "\" from ", source));
+      absl::StrCat(request.check_only() ? "check" : "load", " version \"",
+                   request.label(), "\" from ", source));
 }
 
 absl::StatusOr<v1::Transaction> ExpertTransactions::Unload(

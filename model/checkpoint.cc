@@ -447,6 +447,18 @@ Checkpoint::Storage Checkpoint::StorageOf(const TensorSpec& spec) const {
   return parts->storage;
 }
 
+absl::StatusOr<std::vector<Checkpoint::StoredPart>> Checkpoint::StoredParts(
+    const std::string& name) const {
+  ABSL_ASSIGN_OR_RETURN(const Parts parts, FindParts(name));
+  std::vector<StoredPart> stored;
+  for (const Location& part : {parts.numbers, parts.scales, parts.zeros}) {
+    if (part.tensor != nullptr) {
+      stored.push_back({&files_[part.file], part.tensor});
+    }
+  }
+  return stored;
+}
+
 absl::StatusOr<MappedTensor> Checkpoint::MapModel(ModelTensor which) const {
   return Map(SpecOf(config_, which).name);
 }

@@ -92,6 +92,15 @@ class Checkpoint {
   };
   Storage StorageOf(const TensorSpec& spec) const;
 
+  // Everything that is stored of a tensor: itself, and what belongs to it if it
+  // is quantised. As long as the checkpoint is there.
+  struct StoredPart {
+    const SafetensorsFile* file = nullptr;
+    const TensorInfo* tensor = nullptr;
+  };
+  absl::StatusOr<std::vector<StoredPart>> StoredParts(
+      const std::string& name) const;
+
   // Digest (32 hex digits) of the config's fingerprint and of the name, shape
   // and dtype of every needed tensor; the contents do not matter.
   const std::string& fingerprint() const { return fingerprint_; }

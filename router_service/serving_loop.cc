@@ -507,7 +507,7 @@ void ServingLoop::TakeMoves(const std::vector<Chunk>& chunks) {
   }
   for (auto& [sequence, keys] : moved) {
     spdlog::info(
-        "request " {} " goes on with other versions of its experts",
+        "request {} goes on with other versions of its experts",
         sequence->request.request_id);
     if (sequence->snapshot->Name() == sequence->first_snapshot) {
       totals_.set_sequences_moved_version(totals_.sequences_moved_version() +

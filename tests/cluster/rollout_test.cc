@@ -1,7 +1,9 @@
 #include "cluster/rollout.h"
 
+#include <algorithm>
 #include <functional>
 #include <string>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
@@ -80,7 +82,8 @@ TEST(RolloutTest, AGrowingShareOnlyAddsRequests) {
     }
     return chosen;
   };
-  EXPECT_EQ(std::count(canaries(0).begin(), canaries(0).end(), true), 0);
+  const std::vector<bool> none = canaries(0);
+  EXPECT_EQ(std::count(none.begin(), none.end(), true), 0);
   const std::vector<bool> few = canaries(500);
   const std::vector<bool> more = canaries(2500);
   EXPECT_NEAR(std::count(few.begin(), few.end(), true), 100, 40);
