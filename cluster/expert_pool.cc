@@ -216,8 +216,12 @@ std::vector<std::pair<size_t, v1::ReleaseVersions>> ExpertPool::TakeReleases() {
   for (const LeavingVersion& leaving : placement_->leaving()) {
     const uint32_t layer = leaving.version.range().layer_begin();
     const uint32_t expert = leaving.version.range().expert_begin();
+    // Without it a sequence would have to change its version. When there is no
+    // other version, it would wait for this one to return: then nothing is won
+    // by keeping its last replica from leaving.
     const bool is_wanted =
         !placement_->StaysElsewhere(layer, expert, leaving.key) &&
+        placement_->HasOtherVersion(layer, expert, leaving.key) &&
         std::any_of(alive.begin(), alive.end(),
                     [&](const SnapshotPtr& snapshot) {
                       return snapshot->key(layer, expert) == leaving.key;

@@ -211,6 +211,16 @@ bool Placement::StaysElsewhere(size_t layer, size_t expert,
   return version != nullptr && !version->stays.empty();
 }
 
+bool Placement::HasOtherVersion(size_t layer, size_t expert,
+                                uint64_t key) const {
+  const std::vector<Version>& versions =
+      versions_[layer * num_experts_ + expert];
+  return std::any_of(versions.begin(), versions.end(),
+                     [key](const Version& version) {
+                       return version.key != key && !version.stays.empty();
+                     });
+}
+
 const SnapshotPtr& Placement::SnapshotFor(absl::string_view request_id) const {
   return canary_ != nullptr && IsCanary(rollout_, request_id) ? canary_
                                                               : current_;

@@ -72,8 +72,10 @@ class Placement {
     return rollout_.revision() == 0 ? nullptr : &rollout_;
   }
   const std::vector<LeavingVersion>& leaving() const { return leaving_; }
-  // Whether the version has a replica that it is not leaving from.
+  // Whether the version has a replica that it is not leaving from; whether
+  // another version of that expert has.
   bool StaysElsewhere(size_t layer, size_t expert, uint64_t key) const;
+  bool HasOtherVersion(size_t layer, size_t expert, uint64_t key) const;
 
   // The first expert whose current version has no replica, as a sentence
   // ("expert 3 of layer 0 has no replica"); nothing when every expert has one.

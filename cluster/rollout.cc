@@ -6,6 +6,7 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 
@@ -89,6 +90,25 @@ std::string LabelsText(const LabelList& labels) {
 
 std::vector<std::string> ParseLabels(absl::string_view text) {
   return absl::StrSplit(text, ',');
+}
+
+absl::StatusOr<v1::Rollout> ParseRollout(absl::string_view text) {
+  const std::vector<std::string> parts =
+      absl::StrSplit(text, absl::MaxSplits(':', 1));
+  v1::Rollout rollout;
+  uint64_t revision = 0;
+  if (parts.size() != 2 || !absl::SimpleAtoi(parts[0], &revision)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("rollout: \"", absl::CHexEscape(text.substr(0, 80)),
+                     "\" is not REVISION:LABEL,..."));
+  }
+  rollout.set_revision(revision);
+  for (const std::string& label : ParseLabels(parts[1])) {
+    rollout.add_labels()->set_label(label);
+  }
+  const absl::Status valid = ValidateRollout(rollout);
+  if (!valid.ok()) return valid;
+  return rollout;
 }
 
 }  // namespace troupe

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "protos/cluster.pb.h"
 
@@ -33,6 +34,8 @@ using LabelList = google::protobuf::RepeatedPtrField<v1::RolloutLabel>;
 // "v2,v1", and back.
 std::string LabelsText(const LabelList& labels);
 std::vector<std::string> ParseLabels(absl::string_view text);
+// "2:v2,v1", as a flag says it.
+absl::StatusOr<v1::Rollout> ParseRollout(absl::string_view text);
 
 }  // namespace troupe
 

@@ -309,10 +309,13 @@ void ExpertServer::SetExperts(const std::vector<v1::ExpertVersion>& versions,
   Broadcast();
 }
 
-bool ExpertServer::AwaitReleased(milliseconds limit) {
+bool ExpertServer::AwaitReleased(milliseconds limit, bool may_be_cancelled) {
   absl::MutexLock lock(&mu_);
-  const auto released = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-    if (wait_is_cancelled_) return true;
+  const auto cancelled = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    return may_be_cancelled && wait_is_cancelled_;
+  };
+  const auto released = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    if (cancelled()) return true;
     for (const auto& [stream, keys] : released_) {
       if (keys.size() < leaving_.size()) return false;
     }
@@ -320,7 +323,7 @@ bool ExpertServer::AwaitReleased(milliseconds limit) {
   };
   return mu_.AwaitWithTimeout(absl::Condition(&released),
                               absl::FromChrono(limit)) &&
-         !wait_is_cancelled_;
+         !cancelled();
 }
 
 void ExpertServer::CancelWait() {

@@ -40,8 +40,9 @@ class ExpertServer final
   void SetExperts(const std::vector<v1::ExpertVersion>& versions,
                   uint64_t weight_bytes);
   // Waits until every router has said that it wants none of the leaving
-  // versions any more, at most for `limit`, or until CancelWait.
-  bool AwaitReleased(milliseconds limit);
+  // versions any more, at most for `limit`, or, if it may be cancelled, until
+  // CancelWait.
+  bool AwaitReleased(milliseconds limit, bool may_be_cancelled);
   void CancelWait();
   // Takes a valid rollout with a higher revision than the present one, and
   // tells every router. FailedPrecondition otherwise.

@@ -129,6 +129,17 @@ absl::Status ExpertStore::SetLeaving(absl::Span<const Which> which,
   return absl::OkStatus();
 }
 
+void ExpertStore::SetAllLeaving() {
+  absl::MutexLock lock(&mu_);
+  LoadedExperts all;
+  for (const auto& expert : set_->All()) {
+    auto changed = std::make_shared<LoadedExpert>(*expert);
+    changed->version.set_leaving(true);
+    all.push_back(std::move(changed));
+  }
+  Replace(all);
+}
+
 LoadedExperts ExpertStore::Remove(absl::Span<const Which> which) {
   absl::MutexLock lock(&mu_);
   LoadedExperts stay;

@@ -52,6 +52,7 @@ class ExpertStore {
   // Says in versions() that they are leaving, or no longer. NotFound when one
   // is not here; then nothing has changed.
   absl::Status SetLeaving(absl::Span<const Which> which, bool leaving);
+  void SetAllLeaving();
   // Takes them out and returns them, so that the caller may wait until nobody
   // else holds them. Those that are not here are passed over.
   LoadedExperts Remove(absl::Span<const Which> which);

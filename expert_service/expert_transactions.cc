@@ -321,7 +321,8 @@ absl::Status ExpertTransactions::RunUnload(
   Announce();
   const bool released = server_.AwaitReleased(
       request.drain_ms() == 0 ? options_.drain
-                              : milliseconds(request.drain_ms()));
+                              : milliseconds(request.drain_ms()),
+      /*may_be_cancelled=*/true);
   if (stopping()) {
     // The process itself is leaving: they are wanted as long as it is there.
     ABSL_RETURN_IF_ERROR(store_.SetLeaving(which, false));

@@ -1,6 +1,8 @@
 // troupe-expert: serves some experts of a checkpoint to routers.
 #include <unistd.h>
 
+#include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <memory>
 #include <string>
@@ -33,6 +35,7 @@ struct Options {
   std::string experts;  // "0-3,6"; empty: all
   std::string layers;
   std::string label;
+  std::string rollout;     // "2:v2,v1"
   size_t num_threads = 0;  // 0: all that the process may use
   uint64_t queue_rows = 65536;
   bool no_shm = false;
@@ -79,6 +82,10 @@ absl::Status Serve(const Options& options) {
   description.set_model_fingerprint(checkpoint->fingerprint());
   description.set_instruction_set(ChosenInstructionSet());
   description.set_pid(getpid());
+  if (!options.rollout.empty()) {
+    ABSL_ASSIGN_OR_RETURN(*description.mutable_rollout(),
+                          ParseRollout(options.rollout));
+  }
 
   FrameLimits limits;
   limits.hidden_size = config.hidden_size;
@@ -149,8 +156,16 @@ absl::Status Serve(const Options& options) {
   server->SetServing(false);
   admin.StartDraining();
   transactions.reset();
+  // Sequences that are pinned to versions that are here alone may finish.
+  const SteadyTime drained_by = std::chrono::steady_clock::now() + drain;
+  store->SetAllLeaving();
+  service.SetExperts(store->versions(), store->num_bytes());
+  service.AwaitReleased(drain, /*may_be_cancelled=*/false);
   service.StartDraining();
-  if (!batcher->WaitUntilIdle(drain)) {
+  if (!batcher->WaitUntilIdle(
+          std::max(milliseconds(0),
+                   std::chrono::duration_cast<milliseconds>(
+                       drained_by - std::chrono::steady_clock::now())))) {
     spdlog::warn("drain time is over with rows still queued");
   }
   service.EndStreams();
@@ -185,6 +200,10 @@ int main(int argc, char** argv) {
       ->envname("TROUPE_LAYERS");
   app.add_option("--label", options.label, "Label of the weights' version")
       ->envname("TROUPE_LABEL");
+  app.add_option("--rollout", options.rollout,
+                 "REVISION:LABEL,... (the best label first): which versions "
+                 "new sequences use, unless a higher revision is set elsewhere")
+      ->envname("TROUPE_ROLLOUT");
   app.add_option("--threads", options.num_threads,
                  "Threads of the kernels (0: all that may be used)")
       ->envname("TROUPE_THREADS")

@@ -222,7 +222,8 @@ class RouterServer::Call final
     }
     absl::MutexLock lock(&state.mu);
     if (state.call == nullptr || state.ending) return;
-    if (is_last || !std::exchange(state.has_begun, true)) {
+    if (is_last || !std::exchange(state.has_begun, true) ||
+        !event.snapshot.empty()) {
       v1::RouterUsage& usage = *response.mutable_usage();
       usage.set_preemptions(event.preemptions);
       usage.set_queue_ms(event.queue_ms);

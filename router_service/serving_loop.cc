@@ -377,9 +377,9 @@ void ServingLoop::Commit(const std::vector<Chunk>& chunks, const Batch& batch,
     event.preemptions = sequence.preemptions;
     event.queue_ms = QueueMs(sequence);
     event.cached_tokens = sequence.cached_tokens;
-    if (sequence.num_output() ==
-        sequence.request.tokens.size() - sequence.prompt_length()) {
+    if (std::exchange(sequence.snapshot_is_news, false)) {
       event.snapshot = sequence.first_snapshot;
+      event.experts_moved_version = sequence.experts_moved_version;
     }
     if (sequence.request.prompt_logprobs && !sequence.prompt_reported) {
       sequence.prompt_reported = true;
@@ -443,6 +443,7 @@ void ServingLoop::Begin(SteadyTime now, Sequence& sequence) {
   sequence.started = now;
   if (sequence.snapshot == nullptr) return;
   sequence.first_snapshot = sequence.snapshot->Name();
+  sequence.snapshot_is_news = true;
   if (sequence.is_canary) {
     totals_.set_sequences_canary(totals_.sequences_canary() + 1);
   }
@@ -506,9 +507,8 @@ void ServingLoop::TakeMoves(const std::vector<Chunk>& chunks) {
     key = move.to;
   }
   for (auto& [sequence, keys] : moved) {
-    spdlog::info(
-        "request {} goes on with other versions of its experts",
-        sequence->request.request_id);
+    spdlog::info("request {} goes on with other versions of its experts",
+                 sequence->request.request_id);
     if (sequence->snapshot->Name() == sequence->first_snapshot) {
       totals_.set_sequences_moved_version(totals_.sequences_moved_version() +
                                           1);
@@ -517,6 +517,7 @@ void ServingLoop::TakeMoves(const std::vector<Chunk>& chunks) {
         std::make_shared<ModelSnapshot>(num_experts, std::move(keys), "moved");
     dispatcher_->experts().Register(next);
     sequence->snapshot = std::move(next);
+    sequence->snapshot_is_news = true;
     // Its keys and values are those of no snapshot.
     sequence->prefix.publishes = false;
   }

@@ -35,8 +35,8 @@ struct SequenceEvent {
   uint32_t preemptions = 0;
   double queue_ms = 0.0;
   size_t cached_tokens = 0;  // of the prompt, at the first step
-  // With the first event and the last one: ModelSnapshot::Name of what the
-  // sequence began with, and how many of its versions it had to leave.
+  // With the first event, the last one, and when it had to leave versions:
+  // ModelSnapshot::Name of what the sequence began with, and how many it left.
   std::string snapshot;
   size_t experts_moved_version = 0;
 };
@@ -75,6 +75,7 @@ struct Sequence {
   uint64_t pinned_epoch = 0;  // of the placement; before it has started
   bool is_canary = false;
   std::string first_snapshot;  // of its first step: the name
+  bool snapshot_is_news = false;
   size_t experts_moved_version = 0;
   size_t cached_tokens = 0;  // of the prompt, found at the first step
   // [prompt_length], with prompt_logprobs; the first has none.

@@ -95,6 +95,17 @@ TEST(RolloutTest, AGrowingShareOnlyAddsRequests) {
   EXPECT_FALSE(IsCanary(rollout, "r1"));
 }
 
+TEST(RolloutTest, ParsesWhatAFlagSays) {
+  const auto rollout = ParseRollout("12:v2,v1");
+  ASSERT_TRUE(rollout.ok()) << rollout.status();
+  EXPECT_EQ(rollout->revision(), 12u);
+  EXPECT_EQ(LabelsText(rollout->labels()), "v2,v1");
+  for (const char* wrong : {"", "v2", "0:v2", "-1:v2", "x:v2", "1:a b",
+                            "1:v2,v2", "99999999999999999999:v2"}) {
+    EXPECT_TRUE(absl::IsInvalidArgument(ParseRollout(wrong).status())) << wrong;
+  }
+}
+
 TEST(RolloutTest, LabelsAsText) {
   v1::Rollout rollout = Valid();
   EXPECT_EQ(LabelsText(rollout.canary_labels()), "v2,");
