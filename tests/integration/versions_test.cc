@@ -167,6 +167,21 @@ class VersionsTest : public testing::Test {
     };
     return options;
   }
+  // Calls `begin` when the new versions are loaded and not yet used, and waits
+  // until its sequence runs.
+  void WhenLoaded(std::function<void()> begin) {
+    on_say_ = [this, begin](const std::string& line) {
+      if (!absl::StrContains(line, "load version") ||
+          !absl::StrContains(line, "done") || begun_) {
+        return;
+      }
+      begun_ = true;
+      begin();
+      while (cluster_->Stats().running_sequences() == 0) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      }
+    };
+  }
   std::vector<std::string> GenerateNow(size_t router = 0) {
     return BytesOf(GenerateAll(cluster_->stub(router), Requests()));
   }
@@ -189,6 +204,7 @@ class VersionsTest : public testing::Test {
   std::unique_ptr<ExpertsClient> client_;
   std::string said_;
   std::function<void(const std::string&)> on_say_;
+  bool begun_ = false;
   int num_runs_ = 0;
 };
 NewModel* VersionsTest::new_model_ = nullptr;
@@ -422,13 +438,13 @@ TEST_F(VersionsTest, AnOldVersionDrains) {
   const std::string expected = Generate(cluster_->stub(), request).Bytes();
   std::atomic<bool> ended{false};
   Outcome outcome;
-  std::thread stream([&] {
-    outcome = Generate(cluster_->stub(), request);
-    ended = true;
+  std::thread stream;
+  WhenLoaded([&] {
+    stream = std::thread([&] {
+      outcome = Generate(cluster_->stub(), request);
+      ended = true;
+    });
   });
-  while (cluster_->Stats().running_sequences() == 0) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  }
   const absl::Status status = UpdateExperts(*client_, Options());
   EXPECT_TRUE(status.ok()) << status << "\n" << said_;
   // The update waited for it.
@@ -447,10 +463,11 @@ TEST_F(VersionsTest, AfterTheDrainTimeASequenceMoves) {
   request.set_max_tokens(900);
   request.clear_stop_token_ids();
   Outcome outcome;
-  std::thread stream([&] { outcome = Generate(cluster_->stub(), request); });
-  while (cluster_->Stats().running_sequences() == 0) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  }
+  std::thread stream;
+  WhenLoaded([&] {
+    stream =
+        std::thread([&] { outcome = Generate(cluster_->stub(), request); });
+  });
   ExpertsUpdateOptions options = Options();
   options.drain_ms = 1;
   const absl::Status status = UpdateExperts(*client_, options);
@@ -460,8 +477,7 @@ TEST_F(VersionsTest, AfterTheDrainTimeASequenceMoves) {
   EXPECT_TRUE(outcome.status.ok()) << outcome.status.error_message();
   EXPECT_EQ(outcome.num_tokens(), 900u);
   EXPECT_GT(UsageOf(outcome).experts_moved_version(), 0u);
-  EXPECT_TRUE(absl::EndsWith(UsageOf(outcome).snapshot(), ":v1") ||
-              absl::EndsWith(UsageOf(outcome).snapshot(), ":"));
+  EXPECT_TRUE(absl::EndsWith(UsageOf(outcome).snapshot(), ":"));
   const v1::RouterStats stats = cluster_->Stats();
   EXPECT_GT(stats.copies_moved_version(), 0u);
   EXPECT_EQ(stats.sequences_moved_version(), 1u);

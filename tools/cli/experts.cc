@@ -55,7 +55,12 @@ absl::StatusOr<std::vector<std::string>> Addresses(const Flags& flags) {
     return absl::Status(stats.status().code(),
                         Explain(stats.status(), flags.gateway));
   }
-  std::vector<std::string> addresses = ExpertAddresses(*stats);
+  std::vector<std::string> away;
+  std::vector<std::string> addresses = ExpertAddresses(*stats, &away);
+  for (const std::string& address : away) {
+    std::fprintf(stderr, "%s is away: left out\n",
+                 WithoutControls(address).c_str());
+  }
   if (addresses.empty()) {
     return absl::FailedPreconditionError(
         absl::StrCat(flags.gateway, ": the routers know of no expert process"));

@@ -1,9 +1,10 @@
 #include "tools/cli/experts_client.h"
 
-#include <set>
+#include <map>
 #include <thread>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/clock.h"
 #include "common/rpc/rpc_channel.h"
@@ -50,14 +51,20 @@ ExpertsClient::ExpertsClient(std::vector<std::string> addresses)
 
 ExpertsClient::~ExpertsClient() = default;
 
-absl::StatusOr<std::vector<ExpertProcess>> ExpertsClient::List() {
+absl::StatusOr<std::vector<ExpertProcess>> ExpertsClient::List(
+    std::vector<std::string>* missed) {
   std::vector<ExpertProcess> processes;
   for (size_t i = 0; i < size(); ++i) {
     absl::StatusOr<v1::ListExpertsResponse> list =
         stubs_->Call(i, addresses_[i], &v1::ExpertAdmin::Stub::ListExperts,
                      v1::ListExpertsRequest());
-    if (!list.ok()) return list.status();
-    processes.push_back({addresses_[i], *std::move(list)});
+    if (!list.ok() && missed == nullptr) return list.status();
+    processes.push_back({addresses_[i], {}});
+    if (list.ok()) {
+      processes.back().list = *std::move(list);
+    } else {
+      missed->push_back(std::string(list.status().message()));
+    }
   }
   return processes;
 }
@@ -147,14 +154,21 @@ absl::Status ExpertsClient::SetRollout(const v1::Rollout& rollout,
   return num_told > 0 ? absl::OkStatus() : first_error;
 }
 
-std::vector<std::string> ExpertAddresses(const v1::ClusterStats& stats) {
-  std::set<std::string> addresses;
+std::vector<std::string> ExpertAddresses(const v1::ClusterStats& stats,
+                                         std::vector<std::string>* away) {
+  std::map<std::string, bool> connected;
   for (const v1::RouterStats& router : stats.routers()) {
     for (const v1::ExpertPeer& peer : router.peers()) {
-      addresses.insert(peer.address());
+      const bool is_away = absl::StartsWith(peer.state(), "away") ||
+                           absl::StartsWith(peer.state(), "connecting");
+      connected[peer.address()] = connected[peer.address()] || !is_away;
     }
   }
-  return {addresses.begin(), addresses.end()};
+  std::vector<std::string> addresses;
+  for (const auto& [address, is_connected] : connected) {
+    (is_connected ? addresses : *away).push_back(address);
+  }
+  return addresses;
 }
 
 }  // namespace troupe

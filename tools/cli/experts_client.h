@@ -26,8 +26,10 @@ class ExpertsClient {
   size_t size() const { return addresses_.size(); }
   const std::string& address(size_t i) const { return addresses_[i]; }
 
-  // All of them, or an error.
-  absl::StatusOr<std::vector<ExpertProcess>> List();
+  // All of them, or an error. With `missed` those that do not answer are named
+  // there, and have empty lists.
+  absl::StatusOr<std::vector<ExpertProcess>> List(
+      std::vector<std::string>* missed = nullptr);
 
   absl::StatusOr<v1::Transaction> Load(size_t process,
                                        const v1::LoadExpertsRequest& request);
@@ -55,8 +57,10 @@ class ExpertsClient {
   const std::unique_ptr<Stubs> stubs_;
 };
 
-// The addresses of all expert processes that the routers of a cluster know.
-std::vector<std::string> ExpertAddresses(const v1::ClusterStats& stats);
+// The addresses of all expert processes that the routers of a cluster are
+// connected with; the others go to `away`.
+std::vector<std::string> ExpertAddresses(const v1::ClusterStats& stats,
+                                         std::vector<std::string>* away);
 
 }  // namespace troupe
 

@@ -8,10 +8,16 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "cluster/rollout.h"
+#include "common/clock.h"
 #include "common/status_macros.h"
 
 namespace troupe {
 namespace {
+
+// For versions that nobody uses: until all routers have said so.
+constexpr uint32_t kUnusedDrainMs = 2000;
+// Between two lines about one process.
+constexpr milliseconds kSayEvery(1000);
 
 std::vector<std::string> Names(const LabelList& labels) {
   std::vector<std::string> names;
@@ -51,8 +57,8 @@ class Run {
       : client_(client), options_(options) {}
 
   // The lists of all processes, anew.
-  absl::Status Look() {
-    ABSL_ASSIGN_OR_RETURN(processes_, client_.List());
+  absl::Status Look(std::vector<std::string>* missed = nullptr) {
+    ABSL_ASSIGN_OR_RETURN(processes_, client_.List(missed));
     return absl::OkStatus();
   }
   const std::vector<ExpertProcess>& processes() const { return processes_; }
@@ -159,6 +165,12 @@ class Run {
   ExpertsClient::Progress Progress() {
     return [this](size_t process, const v1::Transaction& transaction) {
       if (transaction.state() == v1::Transaction::STATE_QUEUED) return;
+      const SteadyTime now = std::chrono::steady_clock::now();
+      if (transaction.state() == v1::Transaction::STATE_RUNNING &&
+          now < say_again_[process]) {
+        return;
+      }
+      say_again_[process] = now + kSayEvery;
       options_.say(absl::StrCat(
           client_.address(process), ": ", transaction.summary(), ": ",
           transaction.experts_done(), " of ", transaction.experts_total(),
@@ -171,6 +183,7 @@ class Run {
   ExpertsClient& client_;
   const ExpertsUpdateOptions& options_;
   std::vector<ExpertProcess> processes_;
+  std::map<size_t, SteadyTime> say_again_;
   int last_id_ = 0;
 };
 
@@ -227,16 +240,17 @@ std::vector<UnloadStep> NewlyLoaded(const std::vector<ExpertProcess>& before,
 absl::Status Undo(Run& run, const std::vector<ExpertProcess>& before,
                   const ExpertsUpdateOptions& options,
                   const absl::Status& error) {
-  absl::Status undone = run.Look();
+  std::vector<std::string> missed;
+  absl::Status undone = run.Look(&missed);
   if (undone.ok()) {
-    // Nobody uses it.
     undone = run.Unload(NewlyLoaded(before, run.processes(), options.label),
-                        /*drain_ms=*/1);
+                        kUnusedDrainMs);
   }
   return absl::Status(
       error.code(),
       undone.ok()
-          ? absl::StrCat(error.message(), "; nothing has changed")
+          ? absl::StrCat(error.message(), "; nothing has changed",
+                         missed.empty() ? "" : ", as far as they answer")
           : absl::StrCat(error.message(),
                          "; the old versions serve, but some of the new ones "
                          "are still loaded: ",
