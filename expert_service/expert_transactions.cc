@@ -269,7 +269,7 @@ absl::Status ExpertTransactions::RunLoad(const v1::LoadExpertsRequest& request,
                          " of layer ", wanted.layer));
       }
     }
-    if (which.empty()) which = file->experts();
+    if (request.experts().empty()) which = file->experts();
     if (!request.file_checksum().empty()) {
       ABSL_ASSIGN_OR_RETURN(const std::string hash, file->FileHash());
       if (hash != request.file_checksum()) {
@@ -278,6 +278,12 @@ absl::Status ExpertTransactions::RunLoad(const v1::LoadExpertsRequest& request,
             absl::CHexEscape(request.file_checksum().substr(0, 64))));
       }
     }
+  }
+  if (request.only_owned()) {
+    const std::shared_ptr<const ExpertSet> set = store_.experts();
+    std::erase_if(which, [&](const ExpertOfLayer& one) {
+      return set->Versions(one.layer, one.expert).empty();
+    });
   }
   Progress(task, 0, which.size());
   const Checkpoint& source = file != nullptr ? *file : checkpoint_;
@@ -291,10 +297,18 @@ absl::Status ExpertTransactions::RunLoad(const v1::LoadExpertsRequest& request,
                     file != nullptr ? request.file() : "checkpoint", pool_,
                     [](uint64_t, uint64_t) { return absl::OkStatus(); }));
     loaded.insert(loaded.end(), expert.begin(), expert.end());
+    // What is only checked need not be kept.
+    if (request.check_only()) {
+      auto checked = std::make_shared<LoadedExpert>(*loaded.back());
+      checked->weights.reset();
+      loaded.back() = std::move(checked);
+    }
     Progress(task, loaded.size(), which.size());
   }
-  ABSL_RETURN_IF_ERROR(store_.Add(loaded));
-  Announce();
+  if (!request.check_only()) {
+    ABSL_RETURN_IF_ERROR(store_.Add(loaded));
+    Announce();
+  }
   absl::MutexLock lock(&mu_);
   for (const auto& expert : loaded) {
     *task.status.add_experts() = expert->version;

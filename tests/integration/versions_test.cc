@@ -188,7 +188,8 @@ class VersionsTest : public testing::Test {
   // By label, how many experts all processes have.
   std::map<std::string, size_t> Loaded() {
     std::map<std::string, size_t> loaded;
-    for (const ExpertProcess& process : *client_->List()) {
+    const std::vector<ExpertProcess> processes = *client_->List();
+    for (const ExpertProcess& process : processes) {
       for (const v1::LoadedExpert& expert : process.list.experts()) {
         ++loaded[expert.version().label()];
       }
