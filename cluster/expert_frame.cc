@@ -21,7 +21,8 @@ struct FlatBatchHeader {
   uint32_t dtype;
   uint32_t num_experts;
   uint32_t num_copies;
-  uint32_t reserved[6];
+  uint32_t num_versions;  // 0 or num_experts
+  uint32_t reserved[5];
 };
 static_assert(sizeof(FlatBatchHeader) == kAlignment);
 
@@ -46,21 +47,28 @@ uint64_t Aligned(uint64_t num_bytes) {
   return (num_bytes + kAlignment - 1) / kAlignment * kAlignment;
 }
 
-uint64_t PayloadOffset(uint64_t num_experts, uint64_t num_copies) {
-  return Aligned(sizeof(FlatBatchHeader) +
+uint64_t PayloadOffset(uint64_t num_versions, uint64_t num_experts,
+                       uint64_t num_copies) {
+  return Aligned(sizeof(FlatBatchHeader) + num_versions * sizeof(uint64_t) +
                  (2 * num_experts + num_copies) * sizeof(uint32_t));
 }
+uint64_t PayloadOffset(const ExpertBatch& batch) {
+  return PayloadOffset(batch.versions.size(), batch.expert_ids.size(),
+                       batch.row_of_copy.size());
+}
 
-char* PutNumbers(const std::vector<uint32_t>& numbers, char* to) {
-  const size_t num_bytes = numbers.size() * sizeof(uint32_t);
+template <typename T>
+char* PutNumbers(const std::vector<T>& numbers, char* to) {
+  const size_t num_bytes = numbers.size() * sizeof(T);
   if (num_bytes > 0) std::memcpy(to, numbers.data(), num_bytes);
   return to + num_bytes;
 }
 
+template <typename T>
 const char* TakeNumbers(const char* from, size_t count,
-                        std::vector<uint32_t>& numbers) {
+                        std::vector<T>& numbers) {
   numbers.resize(count);
-  const size_t num_bytes = count * sizeof(uint32_t);
+  const size_t num_bytes = count * sizeof(T);
   if (num_bytes > 0) std::memcpy(numbers.data(), from, num_bytes);
   return from + num_bytes;
 }
@@ -80,6 +88,7 @@ void ExpertBatch::Clear() {
   dtype = DataType::kF32;
   expert_ids.clear();
   copies_per_expert.clear();
+  versions.clear();
   row_of_copy.clear();
 }
 
@@ -91,6 +100,8 @@ const char* Name(Verdict verdict) {
       return "refused";
     case Verdict::kDraining:
       return "draining";
+    case Verdict::kGone:
+      return "the version is gone";
     case Verdict::kUnspecified:
       break;
   }
@@ -193,10 +204,17 @@ absl::Status ValidateFrame(const ExpertBatch& batch, uint64_t payload_bytes,
                  absl::StrCat(batch.copies_per_expert.size(), " numbers for ",
                               batch.expert_ids.size(), " experts"));
   }
+  if (!batch.versions.empty() &&
+      batch.versions.size() != batch.expert_ids.size()) {
+    return Wrong("versions", absl::StrCat(batch.versions.size(), " for ",
+                                          batch.expert_ids.size(), " experts"));
+  }
   uint64_t num_copies = 0;
   for (size_t i = 0; i < batch.expert_ids.size(); ++i) {
     const uint32_t expert = batch.expert_ids[i];
-    if (i > 0 && expert <= batch.expert_ids[i - 1]) {
+    if (i > 0 && expert <= batch.expert_ids[i - 1] &&
+        (expert < batch.expert_ids[i - 1] ||
+         batch.version(i) <= batch.version(i - 1))) {
       return Wrong("expert_ids", absl::StrCat("not ascending at ", expert));
     }
     if (expert >= limits.num_experts) {
@@ -204,7 +222,7 @@ absl::Status ValidateFrame(const ExpertBatch& batch, uint64_t payload_bytes,
                    absl::StrCat("expert ", expert, " of a model with ",
                                 limits.num_experts, " experts"));
     }
-    // A token goes to an expert at most once.
+    // A token goes to an expert, and there to one version, at most once.
     const uint32_t copies = batch.copies_per_expert[i];
     if (copies == 0 || copies > num_tokens) {
       return Wrong("copies_per_expert",
@@ -231,8 +249,7 @@ absl::Status ValidateFrame(const ExpertBatch& batch, uint64_t payload_bytes,
 }
 
 uint64_t FlatBatchBytes(const ExpertBatch& batch, uint64_t payload_bytes) {
-  return PayloadOffset(batch.expert_ids.size(), batch.row_of_copy.size()) +
-         payload_bytes;
+  return PayloadOffset(batch) + payload_bytes;
 }
 
 char* EncodeFlatBatch(const ExpertBatch& batch, uint64_t attempt_id,
@@ -246,12 +263,14 @@ char* EncodeFlatBatch(const ExpertBatch& batch, uint64_t attempt_id,
   header.dtype = static_cast<uint32_t>(batch.dtype);
   header.num_experts = static_cast<uint32_t>(batch.expert_ids.size());
   header.num_copies = static_cast<uint32_t>(batch.row_of_copy.size());
+  header.num_versions = static_cast<uint32_t>(batch.versions.size());
   std::memcpy(to, &header, sizeof(header));
   char* at = to + sizeof(header);
+  at = PutNumbers(batch.versions, at);
   at = PutNumbers(batch.expert_ids, at);
   at = PutNumbers(batch.copies_per_expert, at);
   PutNumbers(batch.row_of_copy, at);
-  return to + PayloadOffset(batch.expert_ids.size(), batch.row_of_copy.size());
+  return to + PayloadOffset(batch);
 }
 
 absl::StatusOr<absl::string_view> DecodeFlatBatch(absl::string_view frame,
@@ -273,12 +292,17 @@ absl::StatusOr<absl::string_view> DecodeFlatBatch(absl::string_view frame,
                                        " is neither float32 nor bfloat16"));
   }
   batch.dtype = static_cast<DataType>(header.dtype);
-  // Three numbers of 32 bits: no overflow in 64.
-  const uint64_t offset = PayloadOffset(header.num_experts, header.num_copies);
-  if (header.num_experts > limits.num_experts) {
+  // Numbers of 32 bits: no overflow in 64.
+  const uint64_t offset =
+      PayloadOffset(header.num_versions, header.num_experts, header.num_copies);
+  if (header.num_experts > limits.max_groups()) {
     return Wrong("expert_ids",
                  absl::StrCat(header.num_experts, " of a model with ",
                               limits.num_experts, " experts"));
+  }
+  if (header.num_versions != 0 && header.num_versions != header.num_experts) {
+    return Wrong("versions", absl::StrCat(header.num_versions, " for ",
+                                          header.num_experts, " experts"));
   }
   if (offset > frame.size()) {
     return Wrong("row_of_copy",
@@ -291,6 +315,7 @@ absl::StatusOr<absl::string_view> DecodeFlatBatch(absl::string_view frame,
                               frame.size(), " with ", offset, " before them"));
   }
   const char* at = frame.data() + sizeof(header);
+  at = TakeNumbers(at, header.num_versions, batch.versions);
   at = TakeNumbers(at, header.num_experts, batch.expert_ids);
   at = TakeNumbers(at, header.num_experts, batch.copies_per_expert);
   TakeNumbers(at, header.num_copies, batch.row_of_copy);
@@ -335,7 +360,7 @@ absl::StatusOr<ExpertOutput> DecodeFlatOutput(absl::string_view frame) {
         absl::StrCat("ExpertOutput.dtype: ", header.dtype,
                      " is neither float32 nor bfloat16"));
   }
-  if (header.verdict > static_cast<uint32_t>(Verdict::kDraining)) {
+  if (header.verdict > static_cast<uint32_t>(kLastVerdict)) {
     return absl::InvalidArgumentError(
         absl::StrCat("ExpertOutput.verdict: ", header.verdict));
   }

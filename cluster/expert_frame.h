@@ -10,6 +10,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "cluster/version_key.h"
 #include "common/dtype.h"
 
 namespace troupe {
@@ -31,10 +32,17 @@ struct ExpertBatch {
   // copies are sorted by expert.
   std::vector<uint32_t> expert_ids;
   std::vector<uint32_t> copies_per_expert;
+  // Which version of each expert (VersionKeyOf), as long as expert_ids. Then an
+  // expert may be there once per version, ascending by key. Empty: the only
+  // version that is there.
+  std::vector<uint64_t> versions;
   // [num_copies]: the row of the hidden states of each copy.
   std::vector<uint32_t> row_of_copy;
 
   size_t num_copies() const { return row_of_copy.size(); }
+  uint64_t version(size_t i) const {
+    return versions.empty() ? 0 : versions[i];
+  }
   void Clear();
 };
 
@@ -43,7 +51,9 @@ enum class Verdict : uint8_t {
   kComputed = 1,
   kRefused = 2,   // no room: nothing was computed, ask elsewhere
   kDraining = 3,  // leaving: nothing was computed, ask elsewhere
+  kGone = 4,      // a version that is not here (any more)
 };
+inline constexpr Verdict kLastVerdict = Verdict::kGone;
 const char* Name(Verdict verdict);
 
 // Bytes in the memory of a transport, in one piece or, over gRPC, in several.
@@ -103,6 +113,8 @@ struct FrameLimits {
   size_t hidden_size = 0;
   size_t num_layers = 0;
   size_t num_experts = 0;  // per layer
+  // Of the lists by expert and version.
+  size_t max_groups() const { return num_experts * kMaxVersionsPerExpert; }
 };
 // Whether header and payload agree with one another and with the model;
 // InvalidArgument names the field. That the experts are here is not looked at.

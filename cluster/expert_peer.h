@@ -10,6 +10,7 @@
 #include "absl/status/statusor.h"
 #include "cluster/expert_frame.h"
 #include "protos/cluster.pb.h"
+#include "protos/expert.pb.h"
 
 namespace troupe {
 
@@ -53,6 +54,10 @@ class ExpertPeer {
   // Looks for answers that lie in shared memory and calls their callbacks. The
   // expert process rings the Doorbell that the peer was made with.
   virtual void Poll() {}
+
+  // Tells the process what it need not keep for this router any more. Nothing
+  // happens when it is not connected.
+  virtual void Release(const v1::ReleaseVersions& release) {}
 
   // "grpc", "shm", "local": for people.
   virtual const char* transport() const = 0;

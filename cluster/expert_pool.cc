@@ -1,6 +1,8 @@
 #include "cluster/expert_pool.h"
 
 #include <algorithm>
+#include <set>
+#include <tuple>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -11,6 +13,8 @@ namespace troupe {
 namespace {
 
 constexpr uint64_t kMaxRows = uint64_t{1} << 62;
+// How often it is looked whether sequences still have versions that leave.
+constexpr absl::Duration kReleasePoll = absl::Milliseconds(5);
 
 }  // namespace
 
@@ -52,6 +56,7 @@ class ExpertPool::PoolMember final : public ExpertPeer::Listener {
     }
     if (was_connected) ++failures;
     connected = false;
+    released.clear();
     description.set_state(v1::SERVING_STATE_UNSPECIFIED);
     backoff = std::clamp(2 * backoff, pool->options_.min_backoff,
                          pool->options_.max_backoff);
@@ -87,6 +92,9 @@ class ExpertPool::PoolMember final : public ExpertPeer::Listener {
   SteadyTime connect_at = SteadyTime::min();
   milliseconds backoff{0};
   std::string last_error;
+  // Of its leaving versions, what it was told that nobody here wants: layer,
+  // expert, key.
+  std::set<std::tuple<uint32_t, uint32_t, uint64_t>> released;
   uint64_t free_rows = 0;  // of the last answer
   uint64_t in_flight_rows = 0;
   uint64_t sent = 0;      // messages
@@ -132,6 +140,7 @@ void ExpertPool::Maintain() {
   absl::Duration wait = absl::ZeroDuration();
   while (true) {
     std::vector<PoolMember*> due;
+    std::vector<std::pair<size_t, v1::ReleaseVersions>> releases;
     {
       absl::MutexLock lock(&mu_);
       mu_.AwaitWithTimeout(absl::Condition(&woken), wait);
@@ -148,8 +157,15 @@ void ExpertPool::Maintain() {
           wait = std::min(wait, absl::FromChrono(member->connect_at - now));
         }
       }
+      if (!placement_->leaving().empty()) {
+        releases = TakeReleases();
+        wait = std::min(wait, kReleasePoll);
+      }
     }
     for (PoolMember* member : due) member->peer->Connect(member);
+    for (const auto& [peer, release] : releases) {
+      members_[peer]->peer->Release(release);
+    }
   }
 }
 
@@ -168,7 +184,63 @@ void ExpertPool::Rebuild() {
   for (const std::string& conflict : next->conflicts()) {
     spdlog::warn("left out: {}", conflict);
   }
+  Note(next->current());
+  Note(next->canary());
   placement_ = std::move(next);
+  if (!placement_->leaving().empty()) lost_ = true;  // Maintain looks at them
+}
+
+void ExpertPool::Note(const SnapshotPtr& snapshot) {
+  if (snapshot == nullptr) return;
+  std::erase_if(snapshots_, [](const auto& weak) { return weak.expired(); });
+  for (const auto& weak : snapshots_) {
+    if (weak.lock() == snapshot) return;
+  }
+  snapshots_.push_back(snapshot);
+}
+
+void ExpertPool::Register(const SnapshotPtr& snapshot) {
+  absl::MutexLock lock(&mu_);
+  Note(snapshot);
+}
+
+std::vector<std::pair<size_t, v1::ReleaseVersions>> ExpertPool::TakeReleases() {
+  std::vector<SnapshotPtr> alive;
+  for (const auto& weak : snapshots_) {
+    if (SnapshotPtr snapshot = weak.lock()) {
+      alive.push_back(std::move(snapshot));
+    }
+  }
+  std::vector<v1::ReleaseVersions> releases(members_.size());
+  std::vector<decltype(PoolMember::released)> told(members_.size());
+  for (const LeavingVersion& leaving : placement_->leaving()) {
+    const uint32_t layer = leaving.version.range().layer_begin();
+    const uint32_t expert = leaving.version.range().expert_begin();
+    // Without it a sequence would have to change its version. When there is no
+    // other version, it would wait for this one to return: then nothing is won
+    // by keeping its last replica from leaving.
+    const bool is_wanted =
+        !placement_->StaysElsewhere(layer, expert, leaving.key) &&
+        placement_->HasOtherVersion(layer, expert, leaving.key) &&
+        std::any_of(alive.begin(), alive.end(),
+                    [&](const SnapshotPtr& snapshot) {
+                      return snapshot->key(layer, expert) == leaving.key;
+                    });
+    if (is_wanted) continue;
+    const auto& was_told = members_[leaving.peer]->released;
+    told[leaving.peer].emplace(layer, expert, leaving.key);
+    if (was_told.count({layer, expert, leaving.key}) == 0) {
+      *releases[leaving.peer].add_versions() = leaving.version;
+    }
+  }
+  std::vector<std::pair<size_t, v1::ReleaseVersions>> news;
+  for (size_t peer = 0; peer < members_.size(); ++peer) {
+    members_[peer]->released = std::move(told[peer]);
+    if (!releases[peer].versions().empty()) {
+      news.emplace_back(peer, std::move(releases[peer]));
+    }
+  }
+  return news;
 }
 
 std::shared_ptr<const Placement> ExpertPool::placement() const {
@@ -178,8 +250,10 @@ std::shared_ptr<const Placement> ExpertPool::placement() const {
 
 std::optional<size_t> ExpertPool::Choose(const Placement& placement,
                                          size_t layer, size_t expert,
-                                         absl::Span<const size_t> avoid) {
-  const absl::Span<const size_t> replicas = placement.Replicas(layer, expert);
+                                         absl::Span<const size_t> avoid,
+                                         uint64_t version) {
+  const absl::Span<const size_t> replicas =
+      placement.Replicas(layer, expert, version);
   absl::MutexLock lock(&mu_);
   std::optional<size_t> best;
   int64_t best_room = 0;

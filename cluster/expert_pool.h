@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -48,12 +49,17 @@ class ExpertPool {
 
   std::shared_ptr<const Placement> placement() const;
 
-  // The replica with the most room; with equal room the one that was sent the
+  // Of the version with that key (0: the current one), the replica with the
+  // most room; with equal room the one that was sent the
   // fewest messages, so that experts which share processes also share a
   // message. None when no replica is left. `avoid`: peers that just refused or
   // failed.
   std::optional<size_t> Choose(const Placement& placement, size_t layer,
-                               size_t expert, absl::Span<const size_t> avoid);
+                               size_t expert, absl::Span<const size_t> avoid,
+                               uint64_t version = 0);
+  // A snapshot that some sequence has, besides those of placements. While
+  // anybody holds it, leaving versions that it names are not released.
+  void Register(const SnapshotPtr& snapshot);
 
   // See ExpertPeer::Send; the pool keeps account of the peer's load, and rings
   // the bell after `done`.
@@ -72,11 +78,19 @@ class ExpertPool {
 
   void Maintain();
   void Rebuild() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Notes a snapshot, forgets those that are gone.
+  void Note(const SnapshotPtr& snapshot) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // The leaving versions, by peer, that no sequence has any more and whose peer
+  // was not told yet.
+  std::vector<std::pair<size_t, v1::ReleaseVersions>> TakeReleases()
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const ExpertPoolOptions options_;
   const std::shared_ptr<Doorbell> bell_;
   mutable absl::Mutex mu_;
   std::shared_ptr<const Placement> placement_ ABSL_GUARDED_BY(mu_);
+  std::vector<std::weak_ptr<const ModelSnapshot>> snapshots_
+      ABSL_GUARDED_BY(mu_);
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   bool lost_ ABSL_GUARDED_BY(mu_) = false;            // news for Maintain()
   std::vector<std::unique_ptr<PoolMember>> members_;  // fixed

@@ -70,6 +70,15 @@ void AppendNumbers(int field, const std::vector<uint32_t>& values,
   for (const uint32_t value : values) AppendVarint(value, to);
 }
 
+void AppendFixed64s(int field, const std::vector<uint64_t>& values,
+                    std::string& to) {
+  if (values.empty()) return;
+  AppendTag(field, WireFormatLite::WIRETYPE_LENGTH_DELIMITED, to);
+  AppendVarint(values.size() * sizeof(uint64_t), to);
+  to.append(reinterpret_cast<const char*>(values.data()),
+            values.size() * sizeof(uint64_t));
+}
+
 // outer_field { fields, payload_field: payload }
 grpc::ByteBuffer Wrap(int outer_field, std::string fields, int payload_field,
                       const grpc::Slice& payload) {
@@ -134,6 +143,28 @@ bool ReadNumbers(CodedInputStream& in, uint32_t tag, uint64_t max_count,
   return true;
 }
 
+bool ReadFixed64s(CodedInputStream& in, uint32_t tag, uint64_t max_count,
+                  std::vector<uint64_t>& values) {
+  uint64_t value = 0;
+  if (TypeOf(tag) == WireFormatLite::WIRETYPE_FIXED64) {
+    if (values.size() >= max_count || !in.ReadLittleEndian64(&value)) {
+      return false;
+    }
+    values.push_back(value);
+    return true;
+  }
+  uint32_t num_bytes = 0;
+  if (!ReadLength(in, tag, &num_bytes) || num_bytes % sizeof(value) != 0 ||
+      values.size() + num_bytes / sizeof(value) > max_count) {
+    return false;
+  }
+  for (uint32_t i = 0; i < num_bytes / sizeof(value); ++i) {
+    if (!in.ReadLittleEndian64(&value)) return false;
+    values.push_back(value);
+  }
+  return true;
+}
+
 bool ReadControl(CodedInputStream& in, uint32_t num_bytes,
                  google::protobuf::MessageLite& message) {
   if (num_bytes > kMaxControlBytes) return false;
@@ -186,13 +217,17 @@ absl::Status ReadBatch(CodedInputStream& in, const FrameLimits& limits,
         break;
       case Batch::kExpertIdsFieldNumber:
         field = ".expert_ids";
-        ok = ReadNumbers(in, tag, limits.num_experts, batch.expert_ids);
+        ok = ReadNumbers(in, tag, limits.max_groups(), batch.expert_ids);
         break;
       case Batch::kCopiesPerExpertFieldNumber:
         field = ".copies_per_expert";
         // One more than right, so that the message says how many there are.
-        ok = ReadNumbers(in, tag, limits.num_experts + 1,
+        ok = ReadNumbers(in, tag, limits.max_groups() + 1,
                          batch.copies_per_expert);
+        break;
+      case Batch::kVersionsFieldNumber:
+        field = ".versions";
+        ok = ReadFixed64s(in, tag, limits.max_groups() + 1, batch.versions);
         break;
       case Batch::kRowOfCopyFieldNumber:
         field = ".row_of_copy";
@@ -237,7 +272,7 @@ absl::Status ReadOutput(CodedInputStream& in, uint64_t* payload_offset,
         field = ".verdict";
         uint8_t verdict = 0;
         ok = ReadNumber(in, tag, &verdict) &&
-             verdict <= static_cast<uint8_t>(Verdict::kDraining);
+             verdict <= static_cast<uint8_t>(kLastVerdict);
         output.verdict = static_cast<Verdict>(verdict);
         break;
       }
@@ -316,6 +351,7 @@ grpc::ByteBuffer EncodeBatch(const ExpertBatch& batch, uint64_t attempt_id,
   AppendNumbers(Batch::kCopiesPerExpertFieldNumber, batch.copies_per_expert,
                 fields);
   AppendNumbers(Batch::kRowOfCopyFieldNumber, batch.row_of_copy, fields);
+  AppendFixed64s(Batch::kVersionsFieldNumber, batch.versions, fields);
   AppendNumber(Batch::kTimeoutMsFieldNumber, batch.timeout_ms, fields);
   AppendNumber(Batch::kDtypeFieldNumber, static_cast<uint64_t>(batch.dtype),
                fields);
@@ -355,7 +391,8 @@ absl::Status DecodeRequest(grpc::ByteBuffer& buffer, const FrameLimits& limits,
   uint32_t tag = 0;
   while ((tag = in.ReadTag()) != 0) {
     if (FieldOf(tag) != Request::kHelloFieldNumber &&
-        FieldOf(tag) != Request::kBatchFieldNumber) {
+        FieldOf(tag) != Request::kBatchFieldNumber &&
+        FieldOf(tag) != Request::kReleaseFieldNumber) {
       if (!WireFormatLite::SkipField(&in, tag)) {
         return Malformed("ExpertRequest");
       }
@@ -368,6 +405,14 @@ absl::Status DecodeRequest(grpc::ByteBuffer& buffer, const FrameLimits& limits,
       request.hello.Clear();
       if (!ReadControl(in, num_bytes, request.hello)) {
         return Malformed("ExpertRequest.hello");
+      }
+      continue;
+    }
+    if (FieldOf(tag) == Request::kReleaseFieldNumber) {
+      request.kind = DecodedRequest::Kind::kRelease;
+      request.release.Clear();
+      if (!ReadControl(in, num_bytes, request.release)) {
+        return Malformed("ExpertRequest.release");
       }
       continue;
     }

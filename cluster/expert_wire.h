@@ -32,9 +32,10 @@ grpc::ByteBuffer EncodeOutput(const ExpertOutput& output,
 
 // A request as it was read. The payload stays in the buffer.
 struct DecodedRequest {
-  enum class Kind { kNone, kHello, kBatch };
+  enum class Kind { kNone, kHello, kBatch, kRelease };
   Kind kind = Kind::kNone;
   v1::ExpertHello hello;
+  v1::ReleaseVersions release;
   uint64_t payload_offset = 0;  // of a batch, in the buffer
   uint64_t payload_bytes = 0;
 };

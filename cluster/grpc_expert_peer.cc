@@ -89,6 +89,15 @@ class ExchangeStream final
         "expert process ", options_.address, " is not connected")));
   }
 
+  void Release(const v1::ReleaseVersions& release) {
+    v1::ExpertRequest request;
+    *request.mutable_release() = release;
+    absl::MutexLock lock(&mu_);
+    if (!open_) return;
+    requests_.push_back(EncodeMessage(request));
+    if (requests_.size() == 1) StartWrite(&requests_.front());
+  }
+
   void Poll() {
     if (const std::shared_ptr<ShmExpertLink> link = CurrentLink()) {
       link->Poll();
@@ -310,6 +319,12 @@ class GrpcExpertPeer final : public ExpertPeer {
       return;
     }
     stream->Send(batch, payload_bytes, write, std::move(done));
+  }
+
+  void Release(const v1::ReleaseVersions& release) override {
+    if (const std::shared_ptr<ExchangeStream> stream = CurrentStream()) {
+      stream->Release(release);
+    }
   }
 
   void Poll() override {

@@ -8,7 +8,7 @@
 
 namespace troupe {
 
-inline constexpr uint32_t kShmVersion = 1;
+inline constexpr uint32_t kShmVersion = 2;
 
 // From the router, with the descriptor of its doorbell. Both run on one
 // machine: the bytes are those of the structs.

@@ -2,6 +2,7 @@
 #ifndef TROUPE_EXPERT_SERVICE_CPU_EXPERT_BACKEND_H_
 #define TROUPE_EXPERT_SERVICE_CPU_EXPERT_BACKEND_H_
 
+#include <memory>
 #include <vector>
 
 #include "common/thread_pool.h"
@@ -21,16 +22,17 @@ class CpuExpertBackend final : public ExpertBackend {
   FrameLimits limits() const override {
     return {store_.hidden_size(), store_.num_layers(), store_.num_experts()};
   }
-  bool Owns(size_t layer, size_t expert) const override {
-    return store_.Find(layer, expert) != nullptr;
+  std::shared_ptr<const ExpertSet> experts() const override {
+    return store_.experts();
   }
   void Compute(size_t layer, ConstFloatMatrix hidden_states,
                std::span<const uint32_t> row_of_copy,
                std::span<const uint32_t> expert_offsets,
-               std::span<const uint32_t> experts, FloatMatrix output) override {
+               std::span<const LoadedExpert* const> experts,
+               FloatMatrix output) override {
     weights_.clear();
-    for (const uint32_t expert : experts) {
-      weights_.push_back(store_.Find(layer, expert));
+    for (const LoadedExpert* expert : experts) {
+      weights_.push_back(expert->weights.get());
     }
     GroupedGatedMlp(hidden_states, row_of_copy, expert_offsets, weights_,
                     output, workspace_, pool_);

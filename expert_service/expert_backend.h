@@ -4,10 +4,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 
 #include "cluster/expert_frame.h"
 #include "common/views.h"
+#include "expert_service/expert_set.h"
 
 namespace troupe {
 
@@ -19,21 +21,22 @@ class ExpertBackend {
   virtual ~ExpertBackend() = default;
 
   virtual FrameLimits limits() const = 0;
-  // Whether this process owns the expert; layer and expert are within limits().
-  virtual bool Owns(size_t layer, size_t expert) const = 0;
+  // What is here now. A batch is computed with the experts that were here when
+  // it came, whatever is loaded and unloaded meanwhile.
+  virtual std::shared_ptr<const ExpertSet> experts() const = 0;
 
   // The routed copies of one layer.
   // hidden_states [num_tokens, hidden_size]
   // row_of_copy   [num_copies]: the token of each copy
   // expert_offsets[experts.size() + 1], half-open: copies expert_offsets[e] ..
   //               expert_offsets[e + 1] go to experts[e]; from 0 to num_copies
-  // experts       owned, ascending
+  // experts       not null, of a set of experts() that the caller holds
   // output        [num_copies, hidden_size], in the order of the copies
   // A copy's bits do not depend on the other copies.
   virtual void Compute(size_t layer, ConstFloatMatrix hidden_states,
                        std::span<const uint32_t> row_of_copy,
                        std::span<const uint32_t> expert_offsets,
-                       std::span<const uint32_t> experts,
+                       std::span<const LoadedExpert* const> experts,
                        FloatMatrix output) = 0;
 };
 

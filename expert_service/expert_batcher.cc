@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -27,6 +28,16 @@ uint32_t Microseconds(SteadyTime::duration duration) {
 
 bool IsAligned(const char* data) {
   return reinterpret_cast<uintptr_t>(data) % alignof(float) == 0;
+}
+
+bool HasAll(const ExpertSet& experts, const ExpertBatch& batch) {
+  for (size_t i = 0; i < batch.expert_ids.size(); ++i) {
+    if (experts.Find(batch.layer, batch.expert_ids[i], batch.version(i)) ==
+        nullptr) {
+      return false;
+    }
+  }
+  return true;
 }
 
 }  // namespace
@@ -60,12 +71,15 @@ absl::Status ExpertBatcher::Validate(const ExpertBatch& batch,
                                      uint64_t payload_bytes) const {
   absl::Status status = ValidateFrame(batch, payload_bytes, limits_);
   if (!status.ok()) return status;
+  if (!batch.versions.empty()) return absl::OkStatus();
+  const std::shared_ptr<const ExpertSet> experts = backend_.experts();
   for (const uint32_t expert : batch.expert_ids) {
-    if (!backend_.Owns(batch.layer, expert)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("ExpertBatch.expert_ids: expert ", expert, " of layer ",
-                       batch.layer, " is not here"));
-    }
+    const size_t num_versions = experts->Versions(batch.layer, expert).size();
+    if (num_versions == 1) continue;
+    return absl::InvalidArgumentError(absl::StrCat(
+        "ExpertBatch.expert_ids: expert ", expert, " of layer ", batch.layer,
+        num_versions == 0 ? " is not here"
+                          : " has several versions here, versions is empty"));
   }
   return absl::OkStatus();
 }
@@ -73,23 +87,28 @@ absl::Status ExpertBatcher::Validate(const ExpertBatch& batch,
 void ExpertBatcher::Submit(ExpertCall* call) {
   const uint64_t rows = call->batch.num_copies();
   ExpertOutput refusal;
+  std::shared_ptr<const ExpertSet> experts = backend_.experts();
+  const bool is_here = HasAll(*experts, call->batch);
   {
     absl::MutexLock lock(&mu_);
     // An empty queue takes a batch of any size, or it would never run.
     const bool has_room =
         queued_rows_ == 0 || queued_rows_ + rows <= capacity_rows_;
-    if (!draining_ && has_room) {
+    if (!draining_ && is_here && has_room) {
       Waiting waiting;
       waiting.call = call;
+      waiting.experts = std::move(experts);
       waiting.arrived = std::chrono::steady_clock::now();
       waiting.deadline =
           call->batch.timeout_ms == 0
               ? kNoDeadline
               : waiting.arrived + milliseconds(call->batch.timeout_ms);
       queued_rows_ += rows;
-      queue_.push_back(waiting);
+      queue_.push_back(std::move(waiting));
     } else {
-      refusal.verdict = draining_ ? Verdict::kDraining : Verdict::kRefused;
+      refusal.verdict = draining_  ? Verdict::kDraining
+                        : !is_here ? Verdict::kGone
+                                   : Verdict::kRefused;
       refusal.free_rows =
           capacity_rows_ - std::min(capacity_rows_, queued_rows_);
       stats_.set_refused_rows(stats_.refused_rows() + rows);
@@ -155,7 +174,8 @@ bool ExpertBatcher::TakeGroup() {
   const auto others = std::stable_partition(
       queue_.begin(), queue_.end(),
       [layer](const Waiting& w) { return w.call->batch.layer == layer; });
-  group_.assign(queue_.begin(), others);
+  group_.assign(std::make_move_iterator(queue_.begin()),
+                std::make_move_iterator(others));
   queue_.erase(queue_.begin(), others);
   return true;
 }
@@ -221,10 +241,14 @@ void ExpertBatcher::RunBackend(absl::Span<Waiting> group, size_t num_tokens,
                                size_t num_copies) {
   const size_t hidden_size = limits_.hidden_size;
   const size_t layer = group.front().call->batch.layer;
-  experts_.clear();
+  groups_.clear();
   for (const Waiting& waiting : group) {
-    const std::vector<uint32_t>& ids = waiting.call->batch.expert_ids;
-    experts_.insert(experts_.end(), ids.begin(), ids.end());
+    const ExpertBatch& batch = waiting.call->batch;
+    for (size_t i = 0; i < batch.expert_ids.size(); ++i) {
+      const LoadedExpert* const loaded =
+          waiting.experts->Find(layer, batch.expert_ids[i], batch.version(i));
+      groups_.push_back({batch.expert_ids[i], loaded->key, loaded});
+    }
   }
   // One batch alone, the common case, is computed where it lies.
   const ExpertBatch& first = group.front().call->batch;
@@ -238,18 +262,20 @@ void ExpertBatcher::RunBackend(absl::Span<Waiting> group, size_t num_tokens,
       offsets_.push_back(offsets_.back() + copies);
     }
   } else {
-    std::sort(experts_.begin(), experts_.end());
-    experts_.erase(std::unique(experts_.begin(), experts_.end()),
-                   experts_.end());
-    // The copies of the merged batch: by expert, then by batch.
+    // Batches that do not say which version they want mean the only one.
+    std::sort(groups_.begin(), groups_.end());
+    groups_.erase(std::unique(groups_.begin(), groups_.end()), groups_.end());
+    // The copies of the merged batch: by expert and version, then by batch.
     row_of_copy_.clear();
     origin_.clear();
-    for (const uint32_t expert : experts_) {
+    for (const Group& expert : groups_) {
       for (size_t i = 0; i < group.size(); ++i) {
         Waiting& waiting = group[i];
         const ExpertBatch& batch = waiting.call->batch;
         const size_t at = waiting.next_expert;
-        if (at == batch.expert_ids.size() || batch.expert_ids[at] != expert) {
+        if (at == batch.expert_ids.size() ||
+            batch.expert_ids[at] != expert.expert ||
+            (batch.version(at) != 0 && batch.version(at) != expert.version)) {
           continue;
         }
         ++waiting.next_expert;
@@ -285,6 +311,8 @@ void ExpertBatcher::RunBackend(absl::Span<Waiting> group, size_t num_tokens,
         FloatMatrix(workspace_.Floats(kMergedOutput, num_copies * hidden_size),
                     num_copies, hidden_size);
   }
+  experts_.clear();
+  for (const Group& expert : groups_) experts_.push_back(expert.loaded);
   backend_.Compute(layer, input, alone ? first.row_of_copy : row_of_copy_,
                    offsets_, experts_, output);
   if (in_place) return;

@@ -51,13 +51,14 @@ class ExpertBatcher {
   // Computes what is queued, then ends.
   ~ExpertBatcher();
 
-  // Whether a batch fits the model and the experts that are here:
-  // InvalidArgument names the field. Everything that Submit relies on.
+  // Whether a batch fits the model: InvalidArgument names the field. Everything
+  // that Submit relies on. A batch that does not say which versions it wants
+  // must ask for experts of which there is one here.
   absl::Status Validate(const ExpertBatch& batch, uint64_t payload_bytes) const;
   FrameLimits limits() const { return limits_; }
 
-  // The call's batch must be valid. Refused when there is no room, or when
-  // draining.
+  // The call's batch must be valid. Refused when there is no room, when
+  // draining, or when a version that it wants is not here.
   void Submit(ExpertCall* call);
 
   // Computes and answers the batches of one layer; false: none waits. For
@@ -77,6 +78,8 @@ class ExpertBatcher {
  private:
   struct Waiting {
     ExpertCall* call = nullptr;
+    // What was here when it came; has all that the batch asks for.
+    std::shared_ptr<const ExpertSet> experts;
     SteadyTime arrived;
     SteadyTime deadline;
     char* output = nullptr;  // reserved
@@ -84,6 +87,19 @@ class ExpertBatcher {
     size_t next_expert = 0;
     size_t next_copy = 0;
     uint64_t rows() const { return call->batch.num_copies(); }
+  };
+  // One version of one expert, as frames name it; ascending.
+  struct Group {
+    uint32_t expert;
+    uint64_t version;
+    const LoadedExpert* loaded;
+    bool operator<(const Group& other) const {
+      return expert != other.expert ? expert < other.expert
+                                    : version < other.version;
+    }
+    bool operator==(const Group& other) const {
+      return expert == other.expert && version == other.version;
+    }
   };
   // Where an output row of a merged batch belongs.
   struct Origin {
@@ -107,7 +123,8 @@ class ExpertBatcher {
   // Of the thread; kept, so that nothing is allocated once they have grown.
   Workspace workspace_;
   std::vector<Waiting> group_;
-  std::vector<uint32_t> experts_;
+  std::vector<Group> groups_;
+  std::vector<const LoadedExpert*> experts_;
   std::vector<uint32_t> offsets_;
   std::vector<uint32_t> row_of_copy_;
   std::vector<Origin> origin_;

@@ -8,7 +8,9 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
 #include "cluster/expert_wire.h"
+#include "cluster/version_key.h"
 #include "common/logging.h"
 #include "common/process_memory.h"
 #include "common/rpc/status.h"
@@ -20,6 +22,12 @@ namespace {
 // Messages of one stream that are queued, running or waiting to be sent. At
 // the bound we stop reading: flow control then holds the router back.
 constexpr size_t kMaxPending = 64;
+
+std::tuple<uint32_t, uint32_t, uint64_t> ReleaseKeyOf(
+    const v1::ExpertVersion& version) {
+  return {version.range().layer_begin(), version.range().expert_begin(),
+          VersionKeyOf(version.content_hash())};
+}
 
 }  // namespace
 
@@ -108,6 +116,9 @@ class ExpertServer::Stream final
         return Greet(request.hello);
       case DecodedRequest::Kind::kBatch:
         return Take(request, std::move(call));
+      case DecodedRequest::Kind::kRelease:
+        server_.Released(this, request.release);
+        return absl::OkStatus();
       case DecodedRequest::Kind::kNone:
         break;
     }
@@ -127,6 +138,7 @@ class ExpertServer::Stream final
     absl::MutexLock lock(&mu_);
     if (!greeted_) spdlog::info("router \"{}\" connected", router_name_);
     greeted_ = true;
+    server_.Greeted(this);
     EnqueueDescription();
     return absl::OkStatus();
   }
@@ -276,6 +288,67 @@ void ExpertServer::SetReady(ExpertBatcher* batcher,
   Broadcast();
 }
 
+void ExpertServer::SetExperts(const std::vector<v1::ExpertVersion>& versions,
+                              uint64_t weight_bytes) {
+  {
+    absl::MutexLock lock(&mu_);
+    description_.mutable_experts()->Assign(versions.begin(), versions.end());
+    description_.set_weight_bytes(weight_bytes);
+    leaving_.clear();
+    for (const v1::ExpertVersion& version : versions) {
+      if (version.leaving()) leaving_.insert(ReleaseKeyOf(version));
+    }
+    for (auto& [stream, released] : released_) {
+      const auto stays = [this](const ReleaseKey& key)
+                             ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+                               return leaving_.count(key) == 0;
+                             };
+      std::erase_if(released, stays);
+    }
+  }
+  Broadcast();
+}
+
+bool ExpertServer::AwaitReleased(milliseconds limit, bool may_be_cancelled) {
+  absl::MutexLock lock(&mu_);
+  const auto cancelled = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    return may_be_cancelled && wait_is_cancelled_;
+  };
+  const auto released = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    if (cancelled()) return true;
+    for (const auto& [stream, keys] : released_) {
+      if (keys.size() < leaving_.size()) return false;
+    }
+    return true;
+  };
+  return mu_.AwaitWithTimeout(absl::Condition(&released),
+                              absl::FromChrono(limit)) &&
+         !cancelled();
+}
+
+void ExpertServer::CancelWait() {
+  absl::MutexLock lock(&mu_);
+  wait_is_cancelled_ = true;
+}
+
+absl::Status ExpertServer::SetRollout(const v1::Rollout& rollout) {
+  {
+    absl::MutexLock lock(&mu_);
+    const v1::Rollout& present = description_.rollout();
+    if (rollout.revision() <= present.revision()) {
+      if (rollout.SerializeAsString() == present.SerializeAsString()) {
+        return absl::OkStatus();
+      }
+      return absl::FailedPreconditionError(
+          absl::StrCat("rollout.revision ", rollout.revision(),
+                       " is not above the present one, ", present.revision()));
+    }
+    *description_.mutable_rollout() = rollout;
+  }
+  Broadcast();
+  return absl::OkStatus();
+}
+
 void ExpertServer::StartDraining() {
   {
     absl::MutexLock lock(&mu_);
@@ -320,8 +393,25 @@ void ExpertServer::Add(std::shared_ptr<Stream> stream) {
   streams_.insert(std::move(stream));
 }
 
+void ExpertServer::Greeted(Stream* stream) {
+  absl::MutexLock lock(&mu_);
+  released_[stream];
+}
+
+void ExpertServer::Released(Stream* stream,
+                            const v1::ReleaseVersions& release) {
+  absl::MutexLock lock(&mu_);
+  const auto found = released_.find(stream);
+  if (found == released_.end()) return;  // before its hello
+  for (const v1::ExpertVersion& version : release.versions()) {
+    const ReleaseKey key = ReleaseKeyOf(version);
+    if (leaving_.count(key) > 0) found->second.insert(key);
+  }
+}
+
 void ExpertServer::Remove(const std::shared_ptr<Stream>& stream) {
   absl::MutexLock lock(&mu_);
+  released_.erase(stream.get());
   streams_.erase(stream);
 }
 

@@ -4,13 +4,16 @@
 #define TROUPE_EXPERT_SERVICE_EXPERT_SERVER_H_
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <set>
+#include <tuple>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "cluster/expert_frame.h"
+#include "common/clock.h"
 #include "expert_service/expert_batcher.h"
 #include "protos/expert.grpc.pb.h"
 
@@ -33,6 +36,19 @@ class ExpertServer final
   void SetReady(ExpertBatcher* batcher,
                 const std::vector<v1::ExpertVersion>& versions,
                 uint64_t weight_bytes);
+  // Other experts are here, or some are leaving: told to every router.
+  void SetExperts(const std::vector<v1::ExpertVersion>& versions,
+                  uint64_t weight_bytes);
+  // Waits until every router has said that it wants none of the leaving
+  // versions any more, at most for `limit`, or, if it may be cancelled, until
+  // CancelWait.
+  bool AwaitReleased(milliseconds limit, bool may_be_cancelled);
+  void CancelWait();
+  // Takes a valid rollout with a higher revision than the present one, and
+  // tells every router. FailedPrecondition otherwise.
+  absl::Status SetRollout(const v1::Rollout& rollout);
+  v1::ExpertDescription description() const;
+
   // Tells every router to go elsewhere; new batches are answered DRAINING.
   void StartDraining();
   // Ends the streams, after what was answered has been sent.
@@ -48,10 +64,15 @@ class ExpertServer final
   class Stream;
   class Call;
 
+  // One version of one expert: layer, expert, key.
+  using ReleaseKey = std::tuple<uint32_t, uint32_t, uint64_t>;
+
   void Add(std::shared_ptr<Stream> stream);
+  void Greeted(Stream* stream);
+  // Of what it has released, keeps what is leaving.
+  void Released(Stream* stream, const v1::ReleaseVersions& release);
   void Remove(const std::shared_ptr<Stream>& stream);
   void Broadcast();
-  v1::ExpertDescription description() const;
   ExpertBatcher* batcher() const;
 
   const FrameLimits limits_;
@@ -60,6 +81,10 @@ class ExpertServer final
   v1::ExpertDescription description_ ABSL_GUARDED_BY(mu_);
   ExpertBatcher* batcher_ ABSL_GUARDED_BY(mu_) = nullptr;
   std::set<std::shared_ptr<Stream>> streams_ ABSL_GUARDED_BY(mu_);
+  std::set<ReleaseKey> leaving_ ABSL_GUARDED_BY(mu_);
+  // By router that has said hello: what it has released of leaving_.
+  std::map<Stream*, std::set<ReleaseKey>> released_ ABSL_GUARDED_BY(mu_);
+  bool wait_is_cancelled_ ABSL_GUARDED_BY(mu_) = false;
 };
 
 }  // namespace troupe

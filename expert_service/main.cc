@@ -1,21 +1,26 @@
 // troupe-expert: serves some experts of a checkpoint to routers.
 #include <unistd.h>
 
+#include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "CLI/CLI.hpp"
+#include "cluster/rollout.h"
 #include "common/load_progress.h"
 #include "common/logging.h"
 #include "common/rpc/rpc_server.h"
 #include "common/status_macros.h"
 #include "common/thread_pool.h"
 #include "expert_service/cpu_expert_backend.h"
+#include "expert_service/expert_admin_server.h"
 #include "expert_service/expert_batcher.h"
 #include "expert_service/expert_server.h"
 #include "expert_service/expert_store.h"
+#include "expert_service/expert_transactions.h"
 #include "expert_service/shm_expert_edge.h"
 #include "kernels/cpu_features.h"
 #include "model/checkpoint.h"
@@ -30,6 +35,7 @@ struct Options {
   std::string experts;  // "0-3,6"; empty: all
   std::string layers;
   std::string label;
+  std::string rollout;     // "2:v2,v1"
   size_t num_threads = 0;  // 0: all that the process may use
   uint64_t queue_rows = 65536;
   bool no_shm = false;
@@ -70,11 +76,16 @@ absl::Status Serve(const Options& options) {
       const std::vector<HalfOpenRange> experts,
       RangesOrAll("--experts", options.experts, config.num_experts));
 
+  ABSL_RETURN_IF_ERROR(ValidateLabel("--label", options.label));
   v1::ExpertDescription description;
   description.set_name(options.name);
   description.set_model_fingerprint(checkpoint->fingerprint());
   description.set_instruction_set(ChosenInstructionSet());
   description.set_pid(getpid());
+  if (!options.rollout.empty()) {
+    ABSL_ASSIGN_OR_RETURN(*description.mutable_rollout(),
+                          ParseRollout(options.rollout));
+  }
 
   FrameLimits limits;
   limits.hidden_size = config.hidden_size;
@@ -107,26 +118,32 @@ absl::Status Serve(const Options& options) {
   std::unique_ptr<CpuExpertBackend> backend;
   std::unique_ptr<ExpertBatcher> batcher;
   ExpertServer service(std::move(description), limits);
+  ExpertAdminServer admin(service);
   RpcServerOptions server_options;
   server_options.listen = options.listen;
   server_options.reflection = options.reflection;
   ABSL_ASSIGN_OR_RETURN(const std::unique_ptr<RpcServer> server,
-                        RpcServer::Start(server_options, {&service}));
+                        RpcServer::Start(server_options, {&service, &admin}));
 
   LoadProgress progress("experts " +
                         (options.experts.empty() ? "all" : options.experts));
-  ABSL_ASSIGN_OR_RETURN(store,
-                        ExpertStore::Load(*checkpoint, layers, experts, pool,
-                                          [&](uint64_t done, uint64_t total) {
-                                            progress(done, total);
-                                            return CheckTermination();
-                                          }));
+  ABSL_ASSIGN_OR_RETURN(store, ExpertStore::Load(
+                                   *checkpoint, layers, experts, pool,
+                                   [&](uint64_t done, uint64_t total) {
+                                     progress(done, total);
+                                     return CheckTermination();
+                                   },
+                                   options.label));
   backend = std::make_unique<CpuExpertBackend>(*store, pool);
   batcher = std::make_unique<ExpertBatcher>(*backend, options.queue_rows, bell,
                                             shm.get());
-  std::vector<v1::ExpertVersion> versions = store->versions();
-  for (v1::ExpertVersion& version : versions) version.set_label(options.label);
-  service.SetReady(batcher.get(), versions, store->num_bytes());
+  service.SetReady(batcher.get(), store->versions(), store->num_bytes());
+  ExpertTransactionsOptions transaction_options;
+  transaction_options.label = options.label;
+  transaction_options.drain = milliseconds(1000 * options.drain_seconds);
+  auto transactions = std::make_unique<ExpertTransactions>(
+      transaction_options, *checkpoint, *store, service);
+  admin.SetReady(transactions.get());
   server->SetServing(true);
   for (const std::string& address : server->addresses()) {
     spdlog::info("ready on {} ({} threads, {})", address, pool.num_threads(),
@@ -137,8 +154,18 @@ absl::Status Serve(const Options& options) {
   WaitForTermination(drain + milliseconds(5000));
   spdlog::info("draining");
   server->SetServing(false);
+  admin.StartDraining();
+  transactions.reset();
+  // Sequences that are pinned to versions that are here alone may finish.
+  const SteadyTime drained_by = std::chrono::steady_clock::now() + drain;
+  store->SetAllLeaving();
+  service.SetExperts(store->versions(), store->num_bytes());
+  service.AwaitReleased(drain, /*may_be_cancelled=*/false);
   service.StartDraining();
-  if (!batcher->WaitUntilIdle(drain)) {
+  if (!batcher->WaitUntilIdle(
+          std::max(milliseconds(0),
+                   std::chrono::duration_cast<milliseconds>(
+                       drained_by - std::chrono::steady_clock::now())))) {
     spdlog::warn("drain time is over with rows still queued");
   }
   service.EndStreams();
@@ -173,6 +200,10 @@ int main(int argc, char** argv) {
       ->envname("TROUPE_LAYERS");
   app.add_option("--label", options.label, "Label of the weights' version")
       ->envname("TROUPE_LABEL");
+  app.add_option("--rollout", options.rollout,
+                 "REVISION:LABEL,... (the best label first): which versions "
+                 "new sequences use, unless a higher revision is set elsewhere")
+      ->envname("TROUPE_ROLLOUT");
   app.add_option("--threads", options.num_threads,
                  "Threads of the kernels (0: all that may be used)")
       ->envname("TROUPE_THREADS")

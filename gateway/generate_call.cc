@@ -7,6 +7,7 @@
 #include <limits>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -160,6 +161,7 @@ class GenerateCall final
     int moves = 0;
     std::vector<size_t> refused_by;  // routers
     v1::RouterUsage usage;
+    uint32_t moved_before = 0;  // experts_moved_version of earlier attempts
     RouterAttempt* attempt = nullptr;  // deletes itself
   };
 
@@ -339,6 +341,10 @@ void GenerateCall::StartAttempt(size_t index, RouterLease lease) {
   v1::RouterGenerateRequest request = choice.plan;
   request.mutable_generated_token_ids()->Add(choice.generated.begin(),
                                              choice.generated.end());
+  // The tokens so far are of that snapshot; the rest is to be, too.
+  choice.moved_before += choice.usage.experts_moved_version();
+  request.set_snapshot(choice.usage.snapshot());
+  choice.usage.clear_experts_moved_version();
   if (choice.echoed) request.set_prompt_logprobs(false);
   choice.attempt = new RouterAttempt(shared_from_this(), index,
                                      std::move(lease), std::move(request));
@@ -482,13 +488,21 @@ v1::Usage GenerateCall::MakeUsage() const {
   size_t completion_tokens = 0;
   uint32_t preemptions = 0;
   double queue_ms = 0;
+  uint32_t experts_moved = 0;
+  std::set<std::string> snapshots;
   uint32_t cached_tokens = std::numeric_limits<uint32_t>::max();
   for (const Choice& choice : choices_) {
     completion_tokens += choice.generated.size();
     preemptions += choice.usage.preemptions();
     queue_ms = std::max(queue_ms, choice.usage.queue_ms());
     cached_tokens = std::min(cached_tokens, choice.usage.cached_tokens());
+    experts_moved += choice.moved_before + choice.usage.experts_moved_version();
+    if (!choice.usage.snapshot().empty()) {
+      snapshots.insert(choice.usage.snapshot());
+    }
   }
+  usage.set_experts_moved_version(experts_moved);
+  usage.mutable_snapshots()->Assign(snapshots.begin(), snapshots.end());
   usage.set_prompt_tokens(static_cast<uint32_t>(num_prompt_tokens_));
   usage.set_completion_tokens(static_cast<uint32_t>(completion_tokens));
   usage.set_total_tokens(

@@ -43,6 +43,13 @@ bool IsPlainFileName(const std::string& name) {
          name.find('\0') == std::string::npos;
 }
 
+std::string StorageText(const Checkpoint::Storage& storage) {
+  return storage.group_size == 0
+             ? std::string(Name(storage.format))
+             : absl::StrCat(Name(storage.format), " in groups of ",
+                            storage.group_size);
+}
+
 bool TypeFits(const TensorSpec& spec, DataType dtype,
               const ModelConfig& config) {
   return dtype == config.dtype || (spec.may_be_f32 && dtype == DataType::kF32);
@@ -58,6 +65,100 @@ absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(
   ABSL_RETURN_IF_ERROR(checkpoint->OpenFiles());
   ABSL_RETURN_IF_ERROR(checkpoint->CheckTensors());
   return checkpoint;
+}
+
+absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::OpenExperts(
+    const Checkpoint& model, const std::string& path) {
+  std::unique_ptr<Checkpoint> checkpoint(new Checkpoint());
+  checkpoint->model_dir_ = path;
+  checkpoint->config_ = model.config_;
+  checkpoint->only_experts_ = true;
+  ABSL_RETURN_IF_ERROR(checkpoint->OpenFile(path, nullptr));
+  ABSL_RETURN_IF_ERROR(checkpoint->CheckExperts(model));
+  return checkpoint;
+}
+
+absl::Status Checkpoint::CheckExperts(const Checkpoint& model) {
+  expert_bytes_.assign(config_.num_layers * config_.num_experts, 0);
+  std::unordered_set<std::string> names;
+  for (size_t layer = 0; layer < config_.num_layers; ++layer) {
+    if (!config_.is_moe_layer[layer]) continue;
+    for (size_t expert = 0; expert < config_.num_experts; ++expert) {
+      uint64_t num_bytes = 0;
+      // An expert of which the file has one tensor must be there as a whole.
+      const bool is_here = std::any_of(
+          std::begin(kExpertTensors), std::end(kExpertTensors),
+          [&](ExpertTensor which) {
+            return tensors_.count(SpecOf(config_, layer, expert, which).name) >
+                   0;
+          });
+      if (!is_here) continue;
+      for (const ExpertTensor which : kExpertTensors) {
+        const TensorSpec spec = SpecOf(config_, layer, expert, which);
+        ABSL_ASSIGN_OR_RETURN(const Parts parts, CheckTensor(spec));
+        const Storage wanted = model.StorageOf(spec);
+        if (parts.storage.format != wanted.format ||
+            parts.storage.group_size != wanted.group_size) {
+          return absl::InvalidArgumentError(absl::StrCat(
+              Who(parts.numbers), "is ", StorageText(parts.storage),
+              ", the model has it as ", StorageText(wanted)));
+        }
+        for (const Location& part :
+             {parts.numbers, parts.scales, parts.zeros}) {
+          if (part.tensor != nullptr) names.insert(part.tensor->name);
+        }
+        num_bytes += parts.storage.num_bytes;
+      }
+      expert_bytes_[layer * config_.num_experts + expert] = num_bytes;
+      total_bytes_ += num_bytes;
+      experts_.push_back({layer, expert});
+    }
+  }
+  for (const TensorInfo& tensor : files_[0].tensors()) {
+    if (names.count(tensor.name) > 0) continue;
+    return absl::InvalidArgumentError(absl::StrCat(
+        files_[0].path(), ": tensor ", Printable(tensor.name),
+        ": is not of an expert of this model, which has ", config_.num_experts,
+        " in each MoE layer of ", config_.num_layers, " layers"));
+  }
+  if (experts_.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(files_[0].path(), ": holds no expert"));
+  }
+  return absl::OkStatus();
+}
+
+std::string Checkpoint::ContentHashKey(size_t layer, size_t expert) {
+  return absl::StrCat("content_hash.", layer, ".", expert);
+}
+
+absl::Status Checkpoint::CheckContentHash(size_t layer, size_t expert,
+                                          const std::string& hash) const {
+  if (!only_experts_) return absl::OkStatus();
+  const auto it = files_[0].metadata().find(ContentHashKey(layer, expert));
+  if (it == files_[0].metadata().end() || it->second == hash) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(absl::StrCat(
+      files_[0].path(), ": the weights of expert ", expert, " of layer ", layer,
+      " have the hash ", hash, ", the file says ", Printable(it->second)));
+}
+
+absl::StatusOr<std::string> Checkpoint::FileHash() const {
+  CHECK(only_experts_);
+  TensorInfo piece;
+  std::vector<char> bytes(size_t{1} << 20);
+  Digest digest;
+  const uint64_t num_bytes = files_[0].num_bytes();
+  while (piece.offset < num_bytes) {
+    piece.num_bytes =
+        std::min<uint64_t>(bytes.size(), num_bytes - piece.offset);
+    ABSL_RETURN_IF_ERROR(files_[0].ReadInto(piece, bytes.data()));
+    digest.Update(bytes.data(), piece.num_bytes);
+    piece.offset += piece.num_bytes;
+  }
+  ABSL_RETURN_IF_ERROR(files_[0].CheckUnchanged());
+  return digest.Hex();
 }
 
 absl::Status Checkpoint::OpenFiles() {
@@ -132,7 +233,8 @@ absl::StatusOr<Checkpoint::Location> Checkpoint::FindTensor(
   const auto it = tensors_.find(name);
   if (it != tensors_.end()) return it->second;
   const std::string where =
-      files_.size() == 1 && Exists(absl::StrCat(model_dir_, "/", kSingleFile))
+      only_experts_ || (files_.size() == 1 &&
+                        Exists(absl::StrCat(model_dir_, "/", kSingleFile)))
           ? files_[0].path()
           : absl::StrCat(model_dir_, "/", kIndexFile);
   return absl::NotFoundError(
@@ -300,15 +402,9 @@ absl::Status Checkpoint::CheckGateAndUp() const {
     if (a.format == b.format && a.group_size == b.group_size) {
       return absl::OkStatus();
     }
-    const auto text = [](const Storage& storage) {
-      return storage.group_size == 0
-                 ? std::string(Name(storage.format))
-                 : absl::StrCat(Name(storage.format), " in groups of ",
-                                storage.group_size);
-    };
     return absl::InvalidArgumentError(absl::StrCat(
-        Who(tensors_.at(up.name)), "is ", text(b), ", but ", gate.name, " is ",
-        text(a), "; both must have one format"));
+        Who(tensors_.at(up.name)), "is ", StorageText(b), ", but ", gate.name,
+        " is ", StorageText(a), "; both must have one format"));
   };
   for (size_t layer = 0; layer < config_.num_layers; ++layer) {
     for (const auto& [gate, up] :
@@ -351,6 +447,18 @@ Checkpoint::Storage Checkpoint::StorageOf(const TensorSpec& spec) const {
   return parts->storage;
 }
 
+absl::StatusOr<std::vector<Checkpoint::StoredPart>> Checkpoint::StoredParts(
+    const std::string& name) const {
+  ABSL_ASSIGN_OR_RETURN(const Parts parts, FindParts(name));
+  std::vector<StoredPart> stored;
+  for (const Location& part : {parts.numbers, parts.scales, parts.zeros}) {
+    if (part.tensor != nullptr) {
+      stored.push_back({&files_[part.file], part.tensor});
+    }
+  }
+  return stored;
+}
+
 absl::StatusOr<MappedTensor> Checkpoint::MapModel(ModelTensor which) const {
   return Map(SpecOf(config_, which).name);
 }
@@ -365,21 +473,23 @@ absl::StatusOr<MappedTensor> Checkpoint::MapLayer(size_t layer,
   return Map(SpecOf(config_, layer, which).name);
 }
 
-absl::StatusOr<MappedTensor> Checkpoint::MapExpert(size_t layer, size_t expert,
-                                                   ExpertTensor which) const {
+absl::Status Checkpoint::HasExpert(size_t layer, size_t expert) const {
   if (layer >= config_.num_layers || !config_.is_moe_layer[layer] ||
       expert >= config_.num_experts) {
     return absl::InvalidArgumentError(
         absl::StrCat(model_dir_, ": layer ", layer, " has no expert ", expert));
   }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<MappedTensor> Checkpoint::MapExpert(size_t layer, size_t expert,
+                                                   ExpertTensor which) const {
+  ABSL_RETURN_IF_ERROR(HasExpert(layer, expert));
   return Map(SpecOf(config_, layer, expert, which).name);
 }
 
 void Checkpoint::PrefetchExpert(size_t layer, size_t expert) const {
-  if (layer >= config_.num_layers || !config_.is_moe_layer[layer] ||
-      expert >= config_.num_experts) {
-    return;
-  }
+  if (!HasExpert(layer, expert).ok()) return;
   for (const ExpertTensor which : kExpertTensors) {
     const absl::StatusOr<Parts> parts =
         FindParts(SpecOf(config_, layer, expert, which).name);
@@ -396,7 +506,8 @@ absl::StatusOr<MappedTensor> Checkpoint::Map(const std::string& name) const {
                        MappedBytes& bytes) -> absl::Status {
     if (location.tensor == nullptr) return absl::OkStatus();
     ABSL_ASSIGN_OR_RETURN(
-        bytes, MappedBytes::Map(files_[location.file], *location.tensor));
+        bytes, MappedBytes::Map(files_[location.file], *location.tensor,
+                                /*copy=*/only_experts_));
     return absl::OkStatus();
   };
   MappedTensor tensor;
@@ -418,6 +529,12 @@ absl::StatusOr<MappedTensor> Checkpoint::Map(const std::string& name) const {
   if (IsQuantized(matrix.format)) {
     tensor.Populate();
     ABSL_RETURN_IF_ERROR(tensor.CheckContents(Who(parts.numbers)));
+  } else if (only_experts_) {
+    ABSL_RETURN_IF_ERROR(tensor.CheckFinite(Who(parts.numbers)));
+  }
+  // What was copied is what was checked.
+  if (only_experts_) {
+    ABSL_RETURN_IF_ERROR(files_[parts.numbers.file].CheckUnchanged());
   }
   return tensor;
 }

@@ -19,9 +19,15 @@
 
 namespace troupe {
 
-// The tensors of one model directory. Owns the open files; thread-safe once
-// opened (all methods are const). Opening reads headers only: neither Open nor
-// the checkpoint itself maps any weight.
+struct ExpertOfLayer {
+  size_t layer = 0;
+  size_t expert = 0;
+  bool operator==(const ExpertOfLayer&) const = default;
+};
+
+// The tensors of one model directory, or of one file that holds experts of it.
+// Owns the open files; thread-safe once opened (all methods are const). Opening
+// reads headers only: neither Open nor the checkpoint itself maps any weight.
 class Checkpoint {
  public:
   // Reads config.json and the headers of model.safetensors, or of all shards
@@ -34,6 +40,22 @@ class Checkpoint {
   static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(
       const std::string& model_dir);
 
+  // A safetensors file that holds nothing but experts of `model`, each with all
+  // its tensors under their names there, in the shape and format that they
+  // have there. MapExpert reads them into memory, so that a file that is cut
+  // meanwhile is an error, and takes no NaN and no infinity. The file's
+  // metadata may say what each expert's content hash is (ContentHashKey).
+  static absl::StatusOr<std::unique_ptr<Checkpoint>> OpenExperts(
+      const Checkpoint& model, const std::string& path);
+  // What OpenExperts has found, ascending by layer and expert.
+  const std::vector<ExpertOfLayer>& experts() const { return experts_; }
+  static std::string ContentHashKey(size_t layer, size_t expert);
+  // InvalidArgument when the file's metadata has another one for that expert.
+  absl::Status CheckContentHash(size_t layer, size_t expert,
+                                const std::string& hash) const;
+  // Digest (32 hex digits) of all bytes of OpenExperts' file.
+  absl::StatusOr<std::string> FileHash() const;
+
   const ModelConfig& config() const { return config_; }
   const std::string& model_dir() const { return model_dir_; }
 
@@ -45,6 +67,8 @@ class Checkpoint {
   absl::StatusOr<MappedTensor> MapLayer(size_t layer, LayerTensor which) const;
   absl::StatusOr<MappedTensor> MapExpert(size_t layer, size_t expert,
                                          ExpertTensor which) const;
+  // How its tensors are called, and that it has them: InvalidArgument.
+  absl::Status HasExpert(size_t layer, size_t expert) const;
   // By its name in the files; NotFound when no file has it.
   absl::StatusOr<MappedTensor> Map(const std::string& name) const;
 
@@ -67,6 +91,15 @@ class Checkpoint {
     uint64_t num_bytes = 0;  // scales and zero points included
   };
   Storage StorageOf(const TensorSpec& spec) const;
+
+  // Everything that is stored of a tensor: itself, and what belongs to it if it
+  // is quantised. As long as the checkpoint is there.
+  struct StoredPart {
+    const SafetensorsFile* file = nullptr;
+    const TensorInfo* tensor = nullptr;
+  };
+  absl::StatusOr<std::vector<StoredPart>> StoredParts(
+      const std::string& name) const;
 
   // Digest (32 hex digits) of the config's fingerprint and of the name, shape
   // and dtype of every needed tensor; the contents do not matter.
@@ -110,10 +143,13 @@ class Checkpoint {
   absl::StatusOr<Parts> CheckTensor(const TensorSpec& spec) const;
   absl::Status CheckTensors();
   absl::Status CheckGateAndUp() const;
+  absl::Status CheckExperts(const Checkpoint& model);
   void WarnOfOthers(const std::unordered_set<std::string>& needed);
 
   std::string model_dir_;
   ModelConfig config_;
+  bool only_experts_ = false;  // see OpenExperts
+  std::vector<ExpertOfLayer> experts_;
   std::vector<SafetensorsFile> files_;
   std::unordered_map<std::string, Location> tensors_;
   std::vector<uint64_t> expert_bytes_;  // [num_layers * num_experts]

@@ -65,12 +65,13 @@ MappedBytes::~MappedBytes() {
 }
 
 absl::StatusOr<MappedBytes> MappedBytes::Map(const SafetensorsFile& file,
-                                             const TensorInfo& info) {
+                                             const TensorInfo& info,
+                                             bool copy) {
   ABSL_RETURN_IF_ERROR(file.CheckUnchanged());
   MappedBytes bytes;
   bytes.num_bytes_ = info.num_bytes;
   if (info.num_bytes == 0) return bytes;
-  bytes.is_copy_ = info.offset % SizeOf(info.type) != 0;
+  bytes.is_copy_ = copy || info.offset % SizeOf(info.type) != 0;
   const uint64_t begin =
       bytes.is_copy_ ? info.offset : info.offset / PageSize() * PageSize();
   bytes.mapping_bytes_ = info.offset + info.num_bytes - begin;
@@ -205,6 +206,37 @@ absl::Status MappedTensor::CheckContents(const std::string& who) const {
     }
   }
   return absl::OkStatus();
+}
+
+absl::Status MappedTensor::CheckFinite(const std::string& who) const {
+  // All bits of the exponent are set in NaN and infinity.
+  size_t wrong = num_elements();
+  const auto find16 = [&](uint16_t exponent) {
+    wrong = FindWrong<uint16_t>(
+        numbers_.data(), num_elements(), [exponent](uint16_t bits) {
+          return static_cast<uint16_t>((bits & exponent) == exponent);
+        });
+  };
+  switch (matrix_.format) {
+    case WeightFormat::kBF16:
+      find16(0x7f80);
+      break;
+    case WeightFormat::kF16:
+      find16(0x7c00);
+      break;
+    case WeightFormat::kF32:
+      wrong = FindWrong<uint32_t>(
+          numbers_.data(), num_elements(), [](uint32_t bits) {
+            return uint32_t{(bits & 0x7f800000) == 0x7f800000};
+          });
+      break;
+    default:
+      return absl::OkStatus();  // see CheckContents
+  }
+  if (wrong == num_elements()) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(who, "row ", wrong / matrix_.k, ", column ",
+                   wrong % matrix_.k, ": the number is NaN or infinite"));
 }
 
 void CopyToFloat(const MappedTensor& tensor, float* destination) {

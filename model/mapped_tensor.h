@@ -19,8 +19,8 @@ namespace troupe {
 // Bytes of a file, mapped read-only and privately: only the pages that hold
 // them, unmapped when it goes. It outlives the SafetensorsFile. data() is a
 // multiple of the element's size: bytes that are not so in their file (the
-// format allows it) are copied to memory instead. Not thread-safe while it is
-// moved; the bytes may be read by any thread.
+// format allows it), or with `copy`, are copied to memory instead. Not
+// thread-safe while it is moved; the bytes may be read by any thread.
 //
 // A file that is truncated while it is mapped raises SIGBUS on access, as for
 // every mapping: checkpoints are replaced by renaming, never written in place.
@@ -32,7 +32,8 @@ class MappedBytes {
   ~MappedBytes();
 
   static absl::StatusOr<MappedBytes> Map(const SafetensorsFile& file,
-                                         const TensorInfo& info);
+                                         const TensorInfo& info,
+                                         bool copy = false);
 
   const uint8_t* data() const { return data_; }
   size_t num_bytes() const { return num_bytes_; }
@@ -92,6 +93,8 @@ class MappedTensor {
   // numbers not -128. `who` starts the message of an error. Reads everything
   // of a quantised tensor.
   absl::Status CheckContents(const std::string& who) const;
+  // Of floats: neither NaN nor infinite.
+  absl::Status CheckFinite(const std::string& who) const;
 
   std::vector<size_t> shape_;
   StoredMatrix matrix_;

@@ -65,6 +65,8 @@ class SafetensorsFile {
 
   const std::string& path() const { return path_; }
   int fd() const { return fd_; }
+  // Of the whole file, when it was opened.
+  uint64_t num_bytes() const { return static_cast<uint64_t>(stamp_.num_bytes); }
   // In the order of their bytes in the file.
   const std::vector<TensorInfo>& tensors() const { return tensors_; }
   // nullptr when there is none of that name.

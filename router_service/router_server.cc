@@ -18,6 +18,7 @@ namespace {
 
 constexpr uint32_t kMaxTopLogprobs = 20;
 constexpr size_t kMaxSaltBytes = 256;
+constexpr size_t kMaxSnapshotBytes = 4096;
 
 absl::Status OutOfRange(absl::string_view field, double value, double low,
                         double high) {
@@ -147,6 +148,12 @@ absl::StatusOr<SequenceRequest> ToSequenceRequest(
                      " bytes, at most ", kMaxSaltBytes));
   }
   sequence.cache_salt = request.cache_salt();
+  if (request.snapshot().size() > kMaxSnapshotBytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("snapshot has ", request.snapshot().size(),
+                     " bytes, at most ", kMaxSnapshotBytes));
+  }
+  sequence.snapshot = request.snapshot();
   return sequence;
 }
 
@@ -215,11 +222,15 @@ class RouterServer::Call final
     }
     absl::MutexLock lock(&state.mu);
     if (state.call == nullptr || state.ending) return;
-    if (is_last || !std::exchange(state.has_begun, true)) {
+    if (is_last || !std::exchange(state.has_begun, true) ||
+        !event.snapshot.empty()) {
       v1::RouterUsage& usage = *response.mutable_usage();
       usage.set_preemptions(event.preemptions);
       usage.set_queue_ms(event.queue_ms);
       usage.set_cached_tokens(static_cast<uint32_t>(event.cached_tokens));
+      usage.set_snapshot(event.snapshot);
+      usage.set_experts_moved_version(
+          static_cast<uint32_t>(event.experts_moved_version));
     }
     if (event.status.ok()) {
       state.responses.push_back(std::move(response));
@@ -327,7 +338,15 @@ grpc::ServerUnaryReactor* RouterServer::GetStats(
   response->set_pid(getpid());
   response->set_resident_bytes(ResidentBytes());
   if (experts_ != nullptr) {
-    response->set_placement_epoch(experts_->placement()->epoch());
+    const std::shared_ptr<const Placement> placement = experts_->placement();
+    response->set_placement_epoch(placement->epoch());
+    response->set_current_snapshot(placement->current()->id_text());
+    if (placement->canary() != nullptr) {
+      response->set_canary_snapshot(placement->canary()->id_text());
+    }
+    if (placement->rollout() != nullptr) {
+      *response->mutable_rollout() = *placement->rollout();
+    }
     for (v1::ExpertPeer& peer : experts_->Describe()) {
       *response->add_peers() = std::move(peer);
     }

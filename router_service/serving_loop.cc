@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <map>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -46,7 +47,6 @@ ServingLoop::ServingLoop(ServingLoopOptions options, ModelRunner& runner,
       tokens_per_expert_(runner.config().num_layers,
                          std::vector<uint64_t>(runner.config().num_experts, 0)),
       step_load_(tokens_per_expert_) {
-  if (dispatcher != nullptr) weights_version_ = dispatcher->weights_version();
   runner_.set_routing_observer(
       [this](size_t layer, const RoutingDecision& decision) {
         for (const int32_t expert : decision.topk_idx) {
@@ -154,8 +154,8 @@ void ServingLoop::Run() {
       }
       return;
     }
+    PinWaiting();
     EndOverdue("");
-    NoticeWeights();
     const std::vector<Chunk> chunks = scheduler_.Schedule();
     if (!chunks.empty()) Step(chunks);
     PublishStats();
@@ -214,12 +214,14 @@ void ServingLoop::EndOverdue(const std::string& waits_for) {
     if (sequence->cancelled) {
       event.status = absl::CancelledError("cancelled");
     } else if (sequence->request.deadline <= now) {
-      event.status = waits_for.empty()
+      const std::string& reason =
+          sequence->can_start ? waits_for : unknown_expert_;
+      event.status = reason.empty()
                          ? absl::DeadlineExceededError(
                                absl::StrCat("deadline passed after ",
                                             sequence->num_output(), " tokens"))
                          : absl::UnavailableError(absl::StrCat(
-                               waits_for, " until the request's deadline"));
+                               reason, " until the request's deadline"));
     } else {
       continue;
     }
@@ -231,6 +233,8 @@ void ServingLoop::End(Sequence* sequence, SequenceEvent event) {
   event.preemptions = sequence->preemptions;
   event.cached_tokens = sequence->cached_tokens;
   event.queue_ms = QueueMs(*sequence);
+  event.snapshot = sequence->first_snapshot;
+  event.experts_moved_version = sequence->experts_moved_version;
   const std::unique_ptr<Sequence> ended = scheduler_.Remove(sequence);
   if (ended->request.on_event) ended->request.on_event(std::move(event));
   absl::MutexLock lock(&mu_);
@@ -265,7 +269,7 @@ Batch ServingLoop::MakeBatch(const std::vector<Chunk>& chunks) const {
 void ServingLoop::Step(const std::vector<Chunk>& chunks) {
   const SteadyTime start = Now();
   for (const Chunk& chunk : chunks) {
-    if (chunk.sequence->started == kNoDeadline) chunk.sequence->started = start;
+    if (chunk.sequence->started == kNoDeadline) Begin(start, *chunk.sequence);
   }
   for (std::vector<uint64_t>& load : step_load_) {
     std::fill(load.begin(), load.end(), 0);
@@ -278,6 +282,7 @@ void ServingLoop::Step(const std::vector<Chunk>& chunks) {
       deadline = std::max(deadline, chunk.sequence->request.deadline);
     }
     dispatcher_->set_deadline(deadline);
+    SetSnapshots(chunks);
   }
   const absl::StatusOr<ConstFloatMatrix> logits = runner_.Forward(
       batch, dispatcher_, [&](TokenDispatcher::WaitingFor what) {
@@ -287,6 +292,7 @@ void ServingLoop::Step(const std::vector<Chunk>& chunks) {
   if (!logits.ok()) {
     // Nothing is committed: those that stay run the same step again.
     totals_.set_step_seconds(totals_.step_seconds() + Seconds(Now() - start));
+    if (dispatcher_ != nullptr) dispatcher_->set_snapshots({});
     EndOverdue(std::string(logits.status().message()));
     return;
   }
@@ -356,7 +362,9 @@ void ServingLoop::Commit(const std::vector<Chunk>& chunks, const Batch& batch,
     }
   });
 
-  NoticeWeights();  // they may have changed within the step
+  TakeMoves(chunks);
+  // Nobody is to hold a snapshot that no sequence has.
+  if (dispatcher_ != nullptr) dispatcher_->set_snapshots({});
   scheduler_.Commit(chunks);
   for (Task& task : tasks) {
     Sequence& sequence = *task.sequence;
@@ -369,6 +377,10 @@ void ServingLoop::Commit(const std::vector<Chunk>& chunks, const Batch& batch,
     event.preemptions = sequence.preemptions;
     event.queue_ms = QueueMs(sequence);
     event.cached_tokens = sequence.cached_tokens;
+    if (std::exchange(sequence.snapshot_is_news, false)) {
+      event.snapshot = sequence.first_snapshot;
+      event.experts_moved_version = sequence.experts_moved_version;
+    }
     if (sequence.request.prompt_logprobs && !sequence.prompt_reported) {
       sequence.prompt_reported = true;
       event.prompt = sequence.prompt_tokens;
@@ -415,6 +427,8 @@ void ServingLoop::PublishStats() {
     stats.set_expert_wait_seconds(dispatch.wait_seconds);
     stats.set_hop_seconds(dispatch.hop_seconds);
     stats.set_hops(dispatch.hops);
+    stats.set_copies_moved_version(dispatch.copies_moved_version);
+    CountSnapshots(stats);
   }
   if (scheduler_.num_running() + scheduler_.num_waiting() == 0) {
     CheckIntegrity();
@@ -425,13 +439,110 @@ void ServingLoop::PublishStats() {
   num_running_ = scheduler_.num_running();
 }
 
-void ServingLoop::NoticeWeights() {
+void ServingLoop::Begin(SteadyTime now, Sequence& sequence) {
+  sequence.started = now;
+  if (sequence.snapshot == nullptr) return;
+  sequence.first_snapshot = sequence.snapshot->Name();
+  sequence.snapshot_is_news = true;
+  if (sequence.is_canary) {
+    totals_.set_sequences_canary(totals_.sequences_canary() + 1);
+  }
+  if (sequence.experts_moved_version > 0) {  // between two attempts
+    totals_.set_sequences_moved_version(totals_.sequences_moved_version() + 1);
+  }
+}
+
+void ServingLoop::PinWaiting() {
+  if (dispatcher_ == nullptr || scheduler_.num_waiting() == 0) return;
+  const std::shared_ptr<const Placement> placement = dispatcher_->placement();
+  unknown_expert_ = placement->Unknown().value_or("");
+  for (Sequence* sequence : scheduler_.NotStarted()) {
+    if (sequence->snapshot != nullptr &&
+        sequence->pinned_epoch == placement->epoch()) {
+      continue;
+    }
+    sequence->can_start = unknown_expert_.empty();
+    sequence->snapshot = nullptr;
+    if (sequence->can_start) Pin(*placement, *sequence);
+  }
+}
+
+void ServingLoop::Pin(const Placement& placement, Sequence& sequence) {
+  const SequenceRequest& request = sequence.request;
+  sequence.pinned_epoch = placement.epoch();
+  sequence.experts_moved_version = 0;
+  if (!request.snapshot.empty()) {
+    sequence.snapshot = placement.Find(request.snapshot);
+    if (sequence.snapshot != nullptr) {
+      dispatcher_->experts().Register(sequence.snapshot);
+      return;
+    }
+    // Tokens of the other snapshot are part of it.
+    if (request.tokens.size() > request.prompt_length) {
+      sequence.experts_moved_version = 1;
+    }
+  }
+  sequence.snapshot = placement.SnapshotFor(request.request_id);
+  sequence.is_canary = sequence.snapshot == placement.canary();
+}
+
+void ServingLoop::SetSnapshots(const std::vector<Chunk>& chunks) {
+  std::vector<SnapshotRows> rows;
+  for (const Chunk& chunk : chunks) {
+    rows.push_back({chunk.num_tokens, chunk.sequence->snapshot});
+  }
+  dispatcher_->set_snapshots(std::move(rows));
+}
+
+void ServingLoop::TakeMoves(const std::vector<Chunk>& chunks) {
   if (dispatcher_ == nullptr) return;
-  const uint64_t version = dispatcher_->weights_version();
-  if (version == weights_version_) return;
-  spdlog::info("experts have other weights: cached prefixes are dropped");
-  weights_version_ = version;
-  scheduler_.ForgetPrefixes();
+  std::map<Sequence*, std::vector<uint64_t>> moved;
+  const size_t num_experts = runner_.config().num_experts;
+  for (const VersionMove& move : dispatcher_->moves()) {
+    Sequence* const sequence = chunks[move.sequence].sequence;
+    std::vector<uint64_t>& keys =
+        moved.try_emplace(sequence, sequence->snapshot->keys()).first->second;
+    uint64_t& key = keys[move.layer * num_experts + move.expert];
+    if (key != move.to) ++sequence->experts_moved_version;
+    key = move.to;
+  }
+  for (auto& [sequence, keys] : moved) {
+    spdlog::info("request {} goes on with other versions of its experts",
+                 sequence->request.request_id);
+    if (sequence->snapshot->Name() == sequence->first_snapshot) {
+      totals_.set_sequences_moved_version(totals_.sequences_moved_version() +
+                                          1);
+    }
+    auto next =
+        std::make_shared<ModelSnapshot>(num_experts, std::move(keys), "moved");
+    dispatcher_->experts().Register(next);
+    sequence->snapshot = std::move(next);
+    sequence->snapshot_is_news = true;
+    // Its keys and values are those of no snapshot.
+    sequence->prefix.publishes = false;
+  }
+}
+
+void ServingLoop::CountSnapshots(v1::RouterStats& stats) {
+  std::vector<std::pair<const ModelSnapshot*, uint32_t>> uses;
+  for (const Sequence* sequence : scheduler_.Sequences()) {
+    if (sequence->snapshot == nullptr) continue;
+    const auto same =
+        std::find_if(uses.begin(), uses.end(), [&](const auto& use) {
+          return use.first->id() == sequence->snapshot->id();
+        });
+    if (same == uses.end()) {
+      uses.emplace_back(sequence->snapshot.get(), 1);
+    } else {
+      ++same->second;
+    }
+  }
+  for (const auto& [snapshot, sequences] : uses) {
+    v1::SnapshotUse& use = *stats.add_snapshots();
+    use.set_id(snapshot->id_text());
+    use.set_labels(snapshot->labels());
+    use.set_sequences(sequences);
+  }
 }
 
 void ServingLoop::CheckIntegrity() {

@@ -78,8 +78,15 @@ class ServingLoop {
   bool IsToBreakOff(const std::vector<Chunk>& chunks,
                     TokenDispatcher::WaitingFor what, SteadyTime start);
   void PublishStats();
-  // Drops cached prefixes when the weights of experts have changed.
-  void NoticeWeights();
+  void Begin(SteadyTime now, Sequence& sequence);
+  // Gives sequences that have not started yet the snapshot that is current.
+  void PinWaiting();
+  void Pin(const Placement& placement, Sequence& sequence);
+  // What the rows of a step are pinned to.
+  void SetSnapshots(const std::vector<Chunk>& chunks);
+  // Versions that were gone in the step: their sequences go on with others.
+  void TakeMoves(const std::vector<Chunk>& chunks);
+  void CountSnapshots(v1::RouterStats& stats);
   void CheckIntegrity();
 
   const ServingLoopOptions options_;
@@ -90,7 +97,7 @@ class ServingLoop {
 
   // The loop's own.
   Scheduler scheduler_;
-  uint64_t weights_version_ = 0;
+  std::string unknown_expert_;  // why no sequence can start; empty: they can
   v1::RouterStats totals_;
   // [layer][expert], of all steps and of the one that runs.
   std::vector<std::vector<uint64_t>> tokens_per_expert_;

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "cluster/expert_frame.h"
@@ -12,33 +13,38 @@
 
 namespace troupe {
 
-// The copies of a layer, sorted by expert, then by token (a counting sort).
+// The copies of a layer, sorted by expert, then by group, then by token (a
+// counting sort). The tokens of a group have one snapshot of the model; mostly
+// there is one group.
 struct DispatchPlan {
   // [num_copies]: slot token * top_k + i of each copy.
   std::vector<uint32_t> slot_of_copy;
-  // [num_experts + 1], half-open.
+  // [num_experts * num_groups + 1], half-open: of expert e and group g at
+  // e * num_groups + g.
   std::vector<uint32_t> expert_offsets;
   // [num_tokens * top_k]: the copy of each slot, -1 = not routed.
   std::vector<int32_t> copy_of_slot;
   std::vector<uint32_t> next_copy;  // scratch
-
-  uint32_t num_copies(size_t expert) const {
-    return expert_offsets[expert + 1] - expert_offsets[expert];
-  }
 };
 
-// Fills `plan`, whose memory is used again.
+// Fills `plan`, whose memory is used again. group_of_token [num_tokens], each
+// below num_groups; empty: all are of group 0.
 void MakeDispatchPlan(const RoutingDecision& decision, size_t num_experts,
-                      DispatchPlan& plan);
+                      DispatchPlan& plan,
+                      std::span<const uint32_t> group_of_token = {},
+                      size_t num_groups = 1);
 
-// A run of copies of one expert.
+// A run of copies of one version of one expert.
 struct CopyRun {
   size_t expert = 0;
   uint32_t begin = 0;  // half-open, in the plan's copies
   uint32_t end = 0;
+  uint64_t version = 0;  // its key; 0: whichever is there
+  bool moved = false;    // it is not the one of the tokens' snapshot
 };
 
-// One message: the runs' copies (ascending by expert, one run per expert) and
+// One message: the runs' copies (ascending by expert and version, one run of
+// each) and
 // the token of each row of its payload, so that each token that has a copy is
 // sent once. Kept and filled again.
 struct PackedBatch {

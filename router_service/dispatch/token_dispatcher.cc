@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <tuple>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -40,6 +41,7 @@ class DispatchHandle::Exchange {
   struct Homeless {
     CopyRun run;
     SteadyTime not_before;
+    SteadyTime since;
   };
 
   // The rows go from the transport's memory to their place among the copies.
@@ -123,19 +125,97 @@ DispatchHandle TokenDispatcher::Dispatch(size_t layer,
   exchange.top_k = decision.top_k;
   exchange.topk_weights = decision.topk_weights;
   exchange.hidden = hidden_states;
-  MakeDispatchPlan(decision, options_.num_experts, exchange.plan);
+  AddRuns(decision, exchange);
   const size_t num_floats =
       exchange.plan.slot_of_copy.size() * options_.hidden_size;
   if (exchange.copies.size() < num_floats) exchange.copies.resize(num_floats);
-  const SteadyTime now = std::chrono::steady_clock::now();
-  for (size_t expert = 0; expert < options_.num_experts; ++expert) {
-    if (exchange.plan.num_copies(expert) == 0) continue;
-    exchange.homeless.push_back({{expert, exchange.plan.expert_offsets[expert],
-                                  exchange.plan.expert_offsets[expert + 1]},
-                                 now});
-  }
   Send(handle.exchange_);
   return handle;
+}
+
+void TokenDispatcher::set_snapshots(std::vector<SnapshotRows> rows) {
+  moves_.clear();
+  snapshots_.clear();
+  snapshot_of_token_.clear();
+  sequence_of_token_.clear();
+  for (size_t sequence = 0; sequence < rows.size(); ++sequence) {
+    SnapshotRows& range = rows[sequence];
+    const auto same = std::find_if(
+        snapshots_.begin(), snapshots_.end(), [&](const SnapshotPtr& snapshot) {
+          return snapshot->id() == range.snapshot->id();
+        });
+    const size_t index = static_cast<size_t>(same - snapshots_.begin());
+    if (same == snapshots_.end()) {
+      snapshots_.push_back(std::move(range.snapshot));
+    }
+    snapshot_of_token_.insert(snapshot_of_token_.end(), range.num_rows,
+                              static_cast<uint32_t>(index));
+    sequence_of_token_.insert(sequence_of_token_.end(), range.num_rows,
+                              static_cast<uint32_t>(sequence));
+  }
+}
+
+void TokenDispatcher::AddRuns(const RoutingDecision& decision,
+                              Exchange& exchange) {
+  const SteadyTime now = std::chrono::steady_clock::now();
+  const SnapshotPtr current =
+      snapshots_.empty() ? experts_.placement()->current() : nullptr;
+  const absl::Span<const SnapshotPtr> snapshots =
+      snapshots_.empty() ? absl::MakeConstSpan(&current, 1)
+                         : absl::MakeConstSpan(snapshots_);
+  MakeDispatchPlan(decision, options_.num_experts, exchange.plan,
+                   snapshot_of_token_, snapshots.size());
+  const std::vector<uint32_t>& offsets = exchange.plan.expert_offsets;
+  for (size_t expert = 0; expert < options_.num_experts; ++expert) {
+    for (size_t i = 0; i < snapshots.size(); ++i) {
+      const size_t bucket = expert * snapshots.size() + i;
+      if (offsets[bucket] == offsets[bucket + 1]) continue;
+      const uint64_t version = snapshots[i]->key(exchange.layer, expert);
+      // Snapshots mostly differ in few experts.
+      if (!exchange.homeless.empty()) {
+        CopyRun& last = exchange.homeless.back().run;
+        if (last.expert == expert && last.version == version) {
+          last.end = offsets[bucket + 1];
+          continue;
+        }
+      }
+      CopyRun run;
+      run.expert = expert;
+      run.begin = offsets[bucket];
+      run.end = offsets[bucket + 1];
+      run.version = version;
+      exchange.homeless.push_back({run, now, now});
+    }
+  }
+}
+
+void TokenDispatcher::MoveIfGone(const Exchange& exchange,
+                                 const Placement& placement, SteadyTime since,
+                                 SteadyTime now, CopyRun& run) {
+  const size_t layer = exchange.layer;
+  const uint64_t current = placement.current()->key(layer, run.expert);
+  if (run.version == 0) run.version = current;  // not known until now
+  if (run.version == current ||
+      !placement.Replicas(layer, run.expert, run.version).empty() ||
+      placement.Replicas(layer, run.expert, current).empty()) {
+    return;
+  }
+  if (placement.MayReturn(layer, run.expert, run.version) &&
+      now - since < options_.version_grace) {
+    return;
+  }
+  run.version = current;
+  run.moved = true;
+  for (uint32_t copy = run.begin; copy < run.end; ++copy) {
+    if (sequence_of_token_.empty()) return;  // pinned to nothing
+    const size_t sequence =
+        sequence_of_token_[exchange.plan.slot_of_copy[copy] / exchange.top_k];
+    if (moves_.empty() || moves_.back().sequence != sequence ||
+        moves_.back().layer != layer || moves_.back().expert != run.expert) {
+      moves_.push_back({sequence, layer, run.expert, current, 0});
+    }
+    ++moves_.back().num_copies;
+  }
 }
 
 void TokenDispatcher::Send(const std::shared_ptr<Exchange>& exchange) {
@@ -149,16 +229,19 @@ void TokenDispatcher::Send(const std::shared_ptr<Exchange>& exchange) {
   for (Exchange::Homeless& homeless : exchange->homeless) {
     std::optional<size_t> peer;
     if (homeless.not_before <= now) {
+      MoveIfGone(*exchange, *placement, homeless.since, now, homeless.run);
       const size_t expert = homeless.run.expert;
       const auto avoid = exchange->avoid.find(expert);
       peer = experts_.Choose(*placement, exchange->layer, expert,
                              avoid == exchange->avoid.end()
                                  ? absl::Span<const size_t>()
-                                 : avoid->second);
+                                 : avoid->second,
+                             homeless.run.version);
       if (!peer.has_value() && avoid != exchange->avoid.end()) {
         // Nobody else: those that refused or failed may be asked again.
         exchange->avoid.erase(avoid);
-        peer = experts_.Choose(*placement, exchange->layer, expert, {});
+        peer = experts_.Choose(*placement, exchange->layer, expert, {},
+                               homeless.run.version);
       }
     }
     if (peer.has_value()) {
@@ -172,7 +255,8 @@ void TokenDispatcher::Send(const std::shared_ptr<Exchange>& exchange) {
   for (size_t peer = 0; peer < runs_of_peer_.size(); ++peer) {
     std::vector<CopyRun>& runs = runs_of_peer_[peer];
     std::sort(runs.begin(), runs.end(), [](const CopyRun& a, const CopyRun& b) {
-      return a.expert != b.expert ? a.expert < b.expert : a.begin < b.begin;
+      return std::tie(a.expert, a.version, a.begin) <
+             std::tie(b.expert, b.version, b.begin);
     });
     // Fill messages up to the bound; a run that does not fit is cut.
     message_.clear();
@@ -183,12 +267,16 @@ void TokenDispatcher::Send(const std::shared_ptr<Exchange>& exchange) {
       num_copies = 0;
     };
     for (CopyRun run : runs) {
-      // A message holds each expert once.
-      if (!message_.empty() && message_.back().expert == run.expert) flush();
+      // A message holds each version of an expert once.
+      if (!message_.empty() && message_.back().expert == run.expert &&
+          message_.back().version == run.version) {
+        flush();
+      }
       while (run.begin < run.end) {
         const uint32_t take =
             std::min(run.end - run.begin, max_copies - num_copies);
-        message_.push_back({run.expert, run.begin, run.begin + take});
+        message_.push_back(run);
+        message_.back().end = run.begin + take;
         num_copies += take;
         run.begin += take;
         if (num_copies == max_copies) flush();
@@ -255,6 +343,9 @@ bool TokenDispatcher::Settle(Exchange& exchange, size_t index, SteadyTime now) {
   }
   if (why.empty()) {
     stats_.copies_dispatched += part.num_copies;
+    for (const CopyRun& run : part.runs) {
+      if (run.moved) stats_.copies_moved_version += run.end - run.begin;
+    }
     exchange.slowest_compute_us =
         std::max(exchange.slowest_compute_us, part.compute_us);
     return true;
@@ -269,9 +360,10 @@ bool TokenDispatcher::Settle(Exchange& exchange, size_t index, SteadyTime now) {
     std::vector<size_t>& avoid = exchange.avoid[run.expert];
     avoid.push_back(part.peer);
     const bool others =
-        experts_.Choose(*placement, exchange.layer, run.expert, avoid)
+        experts_
+            .Choose(*placement, exchange.layer, run.expert, avoid, run.version)
             .has_value();
-    exchange.homeless.push_back({run, others ? now : now + kRetryDelay});
+    exchange.homeless.push_back({run, others ? now : now + kRetryDelay, now});
   }
   return true;
 }

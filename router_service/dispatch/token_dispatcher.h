@@ -30,6 +30,9 @@ struct TokenDispatcherOptions {
   milliseconds check_after = milliseconds(100);
   // A message carries at most this many bytes of outputs.
   size_t max_output_bytes = size_t{16} << 20;
+  // How long copies wait for a peer that has gone away with the last replica of
+  // their version, before they move to another version of their expert.
+  milliseconds version_grace = milliseconds(1000);
   // Of hidden states and outputs between the processes: part of the numeric
   // format of the cluster, whatever the transport.
   DataType wire_dtype = DataType::kF32;
@@ -40,10 +43,29 @@ struct DispatchStats {
   uint64_t copies_dispatched = 0;  // whose result was used
   uint64_t copies_resent = 0;
   uint64_t copies_refused = 0;
+  // Of copies_dispatched, those that another version computed than the one of
+  // their sequence's snapshot.
+  uint64_t copies_moved_version = 0;
   double wait_seconds = 0.0;  // in Combine
   // Of it, what was not the computing of the slowest peer of each layer.
   double hop_seconds = 0.0;
   uint64_t hops = 0;  // layers that were waited for
+};
+
+// The next rows of a step: those of one sequence, and what it is pinned to.
+struct SnapshotRows {
+  size_t num_rows = 0;
+  SnapshotPtr snapshot;
+};
+
+// Copies of a sequence that have another version than its snapshot says, since
+// that one is gone.
+struct VersionMove {
+  size_t sequence = 0;  // in the list of set_snapshots
+  size_t layer = 0;
+  size_t expert = 0;
+  uint64_t to = 0;  // key
+  size_t num_copies = 0;
 };
 
 // What Dispatch returns and Combine consumes.
@@ -59,8 +81,9 @@ class DispatchHandle {
 
 // Every token's hidden state goes once to each process that owns one of its
 // experts. A copy whose peer is lost, silent, draining or full is sent again to
-// another replica, or waits for one to appear. Does not own the pool. One
-// thread calls at a time; several dispatches may be in flight.
+// another replica of the same version, or waits for one to appear; it moves to
+// another version when there is none left. Does not own the pool. One thread
+// calls at a time; several dispatches may be in flight.
 class TokenDispatcher {
  public:
   // What a layer lacks: a peer that takes its copies, or the answer of one,
@@ -74,6 +97,16 @@ class TokenDispatcher {
   // When nobody wants the outputs of what is dispatched from now on: batches
   // say so, and a peer passes over those that are too late.
   void set_deadline(SteadyTime deadline) { deadline_ = deadline; }
+
+  // What the rows of the next dispatches are pinned to: all rows of a step, in
+  // order. Empty: all of them use what is current when they are dispatched.
+  void set_snapshots(std::vector<SnapshotRows> rows);
+  // Since set_snapshots.
+  const std::vector<VersionMove>& moves() const { return moves_; }
+  std::shared_ptr<const Placement> placement() const {
+    return experts_.placement();
+  }
+  ExpertPool& experts() { return experts_; }
 
   // Sends the copies of one layer. hidden_states [num_tokens, hidden_size] must
   // stay until Combine returns or the handle is dropped: what a peer loses is
@@ -89,15 +122,16 @@ class TokenDispatcher {
                        FloatMatrix output, ThreadPool& pool);
 
   DispatchStats stats() const { return stats_; }
-  // Changes when an expert computes with other weights from now on.
-  uint64_t weights_version() const {
-    return experts_.placement()->num_version_changes();
-  }
 
  private:
   using Exchange = DispatchHandle::Exchange;
 
   std::shared_ptr<Exchange> NewExchange();
+  // Makes `exchange.homeless` of its plan: a run for each version of an expert.
+  void AddRuns(const RoutingDecision& decision, Exchange& exchange);
+  // Gives copies whose version is gone for good the one that is current.
+  void MoveIfGone(const Exchange& exchange, const Placement& placement,
+                  SteadyTime since, SteadyTime now, CopyRun& run);
   // Sends copies that have no peer to those that the pool chooses now.
   void Send(const std::shared_ptr<Exchange>& exchange);
   void SendPart(const std::shared_ptr<Exchange>& exchange, size_t peer,
@@ -119,6 +153,12 @@ class TokenDispatcher {
   std::vector<std::shared_ptr<Exchange>> exchanges_;
   std::vector<std::vector<CopyRun>> runs_of_peer_;  // [experts_.size()]
   std::vector<CopyRun> message_;
+
+  // Of the step: see set_snapshots.
+  std::vector<SnapshotPtr> snapshots_;  // different ones
+  std::vector<uint32_t> snapshot_of_token_;
+  std::vector<uint32_t> sequence_of_token_;
+  std::vector<VersionMove> moves_;
   PackedBatch packed_;
 };
 

@@ -151,21 +151,6 @@ void BlockManager::Publish(PrefixKey& key, std::span<const int32_t> tokens,
   }
 }
 
-void BlockManager::ForgetAll() {
-  index_.clear();
-  roots_ = List();
-  by_use_ = List();
-  num_cached_ = 0;
-  for (size_t i = 0; i < blocks_.size(); ++i) {
-    Block& block = blocks_[i];
-    const bool was_cached = block.num_tables == 0 && block.num_tokens > 0;
-    const uint32_t num_tables = block.num_tables;
-    block = Block();
-    block.num_tables = num_tables;
-    if (was_cached) empty_.push_back(static_cast<int32_t>(i));
-  }
-}
-
 const PrefixHash& BlockManager::HashOf(PrefixKey& key,
                                        std::span<const int32_t> tokens,
                                        size_t k) const {

@@ -106,10 +106,6 @@ class BlockManager {
   // the other: their bits are equal (docs/architecture.md).
   void Publish(PrefixKey& key, std::span<const int32_t> tokens,
                size_t num_computed, std::vector<int32_t>& table);
-  // From here on nothing that was published is found. Sequences that have
-  // computed something must not publish any more.
-  void ForgetAll();
-
   // The hash of the k-th block of tokens, which is full.
   const PrefixHash& HashOf(PrefixKey& key, std::span<const int32_t> tokens,
                            size_t k) const;

@@ -22,6 +22,14 @@ size_t CacheableTokens(const Sequence& sequence) {
   return sequence.tokens.size() - 1;
 }
 
+// Only sequences with the same one share what they have computed.
+std::string PrefixSalt(const Sequence& sequence) {
+  const std::string& salt = sequence.request.cache_salt;
+  return sequence.snapshot == nullptr
+             ? salt
+             : absl::StrCat(sequence.snapshot->id_text(), salt);
+}
+
 BlockManagerOptions BlockOptions(const SchedulerOptions& options,
                                  size_t num_blocks,
                                  Scheduler::CopyBlock copy_block) {
@@ -40,7 +48,6 @@ Scheduler::Scheduler(SchedulerOptions options, size_t num_blocks,
       blocks_(BlockOptions(options, num_blocks, std::move(copy_block))) {}
 
 void Scheduler::Add(std::unique_ptr<Sequence> sequence) {
-  sequence->prefix.salt = sequence->request.cache_salt;
   waiting_.push_back(std::move(sequence));
 }
 
@@ -70,6 +77,12 @@ std::vector<Chunk> Scheduler::Schedule() {
   while (budget > 0 && !waiting_.empty() &&
          running_.size() < options_.max_sequences) {
     Sequence* sequence = waiting_.front().get();
+    if (!sequence->can_start) break;
+    const std::string salt = PrefixSalt(*sequence);
+    if (sequence->prefix.salt != salt) {
+      sequence->prefix = PrefixKey();
+      sequence->prefix.salt = salt;
+    }
     const size_t limit = CacheableTokens(*sequence);
     const PrefixHit hit =
         blocks_.Find(sequence->prefix, sequence->tokens, limit);
@@ -121,11 +134,6 @@ void Scheduler::Commit(const std::vector<Chunk>& chunks) {
   }
 }
 
-void Scheduler::ForgetPrefixes() {
-  blocks_.ForgetAll();
-  for (const auto& sequence : running_) sequence->prefix.publishes = false;
-}
-
 bool Scheduler::Reserve(Sequence* sequence, size_t num_tokens) {
   const size_t needed = BlocksFor(sequence->num_computed + num_tokens) -
                         sequence->block_table.size();
@@ -166,6 +174,16 @@ std::vector<Sequence*> Scheduler::Sequences() {
   for (const auto& sequence : running_) all.push_back(sequence.get());
   for (const auto& sequence : waiting_) all.push_back(sequence.get());
   return all;
+}
+
+std::vector<Sequence*> Scheduler::NotStarted() {
+  std::vector<Sequence*> not_started;
+  for (const auto& sequence : waiting_) {
+    if (sequence->started == kNoDeadline) {
+      not_started.push_back(sequence.get());
+    }
+  }
+  return not_started;
 }
 
 absl::Status Scheduler::CheckIntegrity() const {

@@ -37,7 +37,8 @@ struct Chunk {
 //
 // A sequence starts behind the prefix that is cached. While another one
 // computes the very block that it needs next, it waits for the next step, and
-// those behind it wait with it.
+// those behind it wait with it. What was computed by one snapshot of the model
+// is never found by a sequence of another.
 //
 // Not thread-safe: the serving loop's.
 class Scheduler {
@@ -60,14 +61,14 @@ class Scheduler {
   // Before the sequences get their new tokens.
   void Commit(const std::vector<Chunk>& chunks);
 
-  // Other weights: what was computed so far is of no use to new sequences.
-  void ForgetPrefixes();
-
   // Frees the blocks of a sequence and hands it over.
   std::unique_ptr<Sequence> Remove(Sequence* sequence);
 
   // All of them, running first.
   std::vector<Sequence*> Sequences();
+  // That have never run, next one first; those that were preempted are left
+  // out.
+  std::vector<Sequence*> NotStarted();
   size_t num_running() const { return running_.size(); }
   size_t num_waiting() const { return waiting_.size(); }
   // Those that are cached included.

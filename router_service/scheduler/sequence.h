@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "cluster/model_snapshot.h"
 #include "common/clock.h"
 #include "router_service/engine/sampler.h"
 #include "router_service/kv_cache/block_manager.h"
@@ -34,6 +35,10 @@ struct SequenceEvent {
   uint32_t preemptions = 0;
   double queue_ms = 0.0;
   size_t cached_tokens = 0;  // of the prompt, at the first step
+  // With the first event, the last one, and when it had to leave versions:
+  // ModelSnapshot::Name of what the sequence began with, and how many it left.
+  std::string snapshot;
+  size_t experts_moved_version = 0;
 };
 
 struct SequenceRequest {
@@ -48,6 +53,8 @@ struct SequenceRequest {
   size_t top_logprobs = 0;
   bool prompt_logprobs = false;
   std::string cache_salt;  // only equal ones share cached prefixes
+  // ModelSnapshot::Name of an earlier attempt; empty: there was none.
+  std::string snapshot;
   SteadyTime deadline = kNoDeadline;
   // Called from the serving loop; must not block. The last call carries
   // finish or an error.
@@ -62,6 +69,14 @@ struct Sequence {
   size_t num_computed = 0;      // tokens whose keys and values are cached
   std::vector<int32_t> block_table;
   PrefixKey prefix;
+  // What it is pinned to. Null: the model has no experts, or it has to wait.
+  SnapshotPtr snapshot;
+  bool can_start = true;
+  uint64_t pinned_epoch = 0;  // of the placement; before it has started
+  bool is_canary = false;
+  std::string first_snapshot;  // of its first step: the name
+  bool snapshot_is_news = false;
+  size_t experts_moved_version = 0;
   size_t cached_tokens = 0;  // of the prompt, found at the first step
   // [prompt_length], with prompt_logprobs; the first has none.
   std::vector<SequenceToken> prompt_tokens;

@@ -278,6 +278,24 @@ TEST_P(ExpertTransportTest, CarriesBothFormatsWithoutChangingABit) {
   }
 }
 
+// A batch says which version it wants, and is told when that is not here.
+TEST_P(ExpertTransportTest, VersionsAreSaid) {
+  Router& router = Connect();
+  v1::ExpertBatch batch = Batch(1, 9, 3);
+  const std::string expected = Expected(batch);
+  for (const uint32_t expert : batch.expert_ids()) {
+    batch.add_versions(experts_->store().experts()->Find(1, expert)->key);
+  }
+  auto output = router.Run(batch);
+  ASSERT_TRUE(output.ok()) << output.status();
+  EXPECT_EQ(output->outputs(), expected);
+  batch.set_versions(1, batch.versions(1) + 1);
+  output = router.Run(batch);
+  ASSERT_TRUE(output.ok()) << output.status();
+  EXPECT_EQ(output->verdict(), v1::ExpertOutput::VERDICT_GONE);
+  EXPECT_EQ(output->outputs(), "");
+}
+
 // Outputs in bfloat16 are those in float32, rounded.
 TEST_P(ExpertTransportTest, RoundsToTheNearest) {
   Router& router = Connect();

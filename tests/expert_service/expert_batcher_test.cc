@@ -1,5 +1,6 @@
 #include "expert_service/expert_batcher.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <functional>
@@ -16,6 +17,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/expert_service/test_experts.h"
+#include "tests/fakes/expert_file.h"
 
 namespace troupe {
 namespace {
@@ -332,6 +334,113 @@ TEST_F(ExpertBatcherTest, ALocalPeerValidates) {
   });
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(status.message()), HasSubstr("hidden_states"));
+}
+
+// Batches for several versions of an expert, alone and merged.
+TEST_F(ExpertBatcherTest, VersionsAreComputedEachByItself) {
+  TestExperts experts;
+  CheckpointBuilder newer(experts.config(), /*seed=*/2);
+  TempDir dir;
+  WriteTensorFile(dir.File("new"), ExpertTensors(newer, [](size_t, size_t e) {
+                    return e == 0 || e == 2;
+                  }));
+  const auto file =
+      *Checkpoint::OpenExperts(experts.checkpoint(), dir.File("new"));
+  const auto loaded = LoadExperts(*file, file->experts(), "v2", "new",
+                                  experts.pool(), NoProgress);
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  ASSERT_TRUE(experts.store().Add(*loaded).ok());
+  ThreadPool pool(2);
+  CpuExpertBackend backend(experts.store(), pool);
+  ExpertBatcher batcher(backend, 1000);
+  const auto run = [&](const v1::ExpertBatch& batch) {
+    EXPECT_TRUE(
+        batcher.Validate(FromProto(batch), batch.hidden_states().size()).ok());
+    v1::ExpertOutput output;
+    absl::Notification done;
+    Submit(batcher, batch, [&](v1::ExpertOutput answer) {
+      output = std::move(answer);
+      done.Notify();
+    });
+    done.WaitForNotification();
+    return output;
+  };
+  // Row r of expert e, version v, alone.
+  const auto batch_of = [&](std::vector<std::pair<uint32_t, size_t>> groups,
+                            uint32_t seed) {
+    v1::ExpertBatch batch = RandomBatch(hidden_size(), 1, 3, seed);
+    batch.clear_expert_ids();
+    batch.clear_copies_per_expert();
+    batch.clear_row_of_copy();
+    std::vector<std::pair<uint32_t, uint64_t>> keys;
+    for (const auto& [expert, version] : groups) {
+      keys.emplace_back(
+          expert, experts.store().experts()->Versions(1, expert)[version]->key);
+    }
+    std::sort(keys.begin(), keys.end());
+    for (const auto& [expert, key] : keys) {
+      batch.add_expert_ids(expert);
+      batch.add_versions(key);
+      batch.add_copies_per_expert(3);
+      for (uint32_t row = 0; row < 3; ++row) batch.add_row_of_copy(row);
+    }
+    return batch;
+  };
+  const std::vector<v1::ExpertBatch> batches = {
+      batch_of({{0, 0}, {0, 1}, {1, 0}, {2, 1}}, 1),
+      batch_of({{0, 1}, {2, 0}, {2, 1}}, 2), batch_of({{0, 0}, {1, 0}}, 3)};
+  const size_t rows_bytes = 3 * hidden_size() * sizeof(float);
+  std::vector<std::string> alone;
+  for (const v1::ExpertBatch& batch : batches) {
+    alone.push_back(run(batch).outputs());
+    // Each group has the bytes that it has as a batch of its own.
+    for (int i = 0; i < batch.expert_ids_size(); ++i) {
+      v1::ExpertBatch one = batch;
+      one.clear_expert_ids();
+      one.clear_versions();
+      one.clear_copies_per_expert();
+      one.clear_row_of_copy();
+      one.add_expert_ids(batch.expert_ids(i));
+      one.add_versions(batch.versions(i));
+      one.add_copies_per_expert(3);
+      for (uint32_t row = 0; row < 3; ++row) one.add_row_of_copy(row);
+      EXPECT_EQ(
+          run(one).outputs(),
+          alone.back().substr(static_cast<size_t>(i) * rows_bytes, rows_bytes));
+    }
+  }
+  EXPECT_NE(alone[0].substr(0, rows_bytes),
+            alone[0].substr(rows_bytes, rows_bytes));
+  std::vector<std::string> merged(batches.size());
+  absl::BlockingCounter answers(static_cast<int>(batches.size()));
+  {
+    const HeldBatcher held(batcher, hidden_size());
+    for (size_t i = 0; i < batches.size(); ++i) {
+      Submit(batcher, batches[i], [&, i](v1::ExpertOutput output) {
+        merged[i] = output.outputs();
+        answers.DecrementCount();
+      });
+    }
+  }
+  answers.Wait();
+  EXPECT_EQ(merged, alone);
+
+  // Which one it means has to be said; each at most once.
+  v1::ExpertBatch batch = batch_of({{0, 0}}, 4);
+  batch.clear_versions();
+  const auto error = [&] {
+    return std::string(
+        batcher.Validate(FromProto(batch), batch.hidden_states().size())
+            .message());
+  };
+  EXPECT_THAT(error(), HasSubstr("expert 0 of layer 1 has several versions"));
+  batch = batch_of({{0, 0}, {0, 0}}, 4);
+  EXPECT_THAT(error(), HasSubstr("not ascending at 0"));
+  batch = batch_of({{0, 0}, {0, 1}}, 4);
+  batch.mutable_versions()->SwapElements(0, 1);
+  EXPECT_THAT(error(), HasSubstr("not ascending at 0"));
+  batch.mutable_versions()->RemoveLast();
+  EXPECT_THAT(error(), HasSubstr("ExpertBatch.versions: 1 for 2 experts"));
 }
 
 }  // namespace

@@ -34,13 +34,13 @@ TEST(ExpertStoreTest, OwnsWhatItWasGiven) {
     for (size_t expert = 0; expert < 5; ++expert) {
       const bool owned =
           layer != 1 && (expert == 1 || expert == 3 || expert == 4);
-      EXPECT_EQ((*store)->Find(layer, expert) != nullptr, owned)
+      EXPECT_EQ((*store)->experts()->Find(layer, expert) != nullptr, owned)
           << layer << " " << expert;
     }
   }
-  EXPECT_EQ((*store)->Find(3, 1), nullptr);
-  EXPECT_EQ((*store)->Find(0, 5), nullptr);
-  EXPECT_EQ((*store)->Find(~size_t{0}, ~size_t{0}), nullptr);
+  EXPECT_EQ((*store)->experts()->Find(3, 1), nullptr);
+  EXPECT_EQ((*store)->experts()->Find(0, 5), nullptr);
+  EXPECT_EQ((*store)->experts()->Find(~size_t{0}, ~size_t{0}), nullptr);
 }
 
 TEST(ExpertStoreTest, TheWeightsAreThoseOfTheFiles) {
@@ -56,7 +56,7 @@ TEST(ExpertStoreTest, TheWeightsAreThoseOfTheFiles) {
     for (size_t expert = 0; expert < TestExperts::kNumOwned; ++expert) {
       std::vector<float> output(hidden_size);
       GatedMlp(ConstFloatMatrix(row.data(), 1, hidden_size),
-               *experts.store().Find(layer, expert),
+               *experts.store().experts()->Find(layer, expert)->weights,
                FloatMatrix(output.data(), 1, hidden_size), workspace,
                experts.pool());
       const std::vector<float> expected =
@@ -72,7 +72,7 @@ TEST(ExpertStoreTest, TheWeightsAreThoseOfTheFiles) {
 
 TEST(ExpertStoreTest, OneVersionPerLayerAndExpert) {
   TestExperts experts;
-  const auto& versions = experts.store().versions();
+  const auto versions = experts.store().versions();
   ASSERT_EQ(versions.size(), 3 * TestExperts::kNumOwned);
   size_t i = 0;
   for (uint32_t layer = 0; layer < 3; ++layer) {
@@ -93,7 +93,8 @@ TEST(ExpertStoreTest, CountsPackedBytes) {
   uint64_t bytes = 0;
   for (size_t layer = 0; layer < 3; ++layer) {
     for (size_t expert = 0; expert < TestExperts::kNumOwned; ++expert) {
-      const GatedMlpWeights& weights = *experts.store().Find(layer, expert);
+      const GatedMlpWeights& weights =
+          *experts.store().experts()->Find(layer, expert)->weights;
       bytes += weights.gate_up.num_bytes() + weights.down.num_bytes();
     }
   }
@@ -144,9 +145,9 @@ TEST(ExpertStoreTest, LayersWithoutExpertsArePassedOver) {
   const auto store =
       ExpertStore::Load(*checkpoint, {{0, 3}}, {{0, 5}}, pool, NoProgress);
   ASSERT_TRUE(store.ok()) << store.status();
-  EXPECT_NE((*store)->Find(0, 0), nullptr);
-  EXPECT_EQ((*store)->Find(1, 0), nullptr);
-  EXPECT_NE((*store)->Find(2, 0), nullptr);
+  EXPECT_NE((*store)->experts()->Find(0, 0), nullptr);
+  EXPECT_EQ((*store)->experts()->Find(1, 0), nullptr);
+  EXPECT_NE((*store)->experts()->Find(2, 0), nullptr);
   EXPECT_EQ((*store)->versions().size(), 10u);
 
   const auto none =

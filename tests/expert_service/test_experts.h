@@ -45,6 +45,7 @@ class TestExperts {
   const ModelConfig& config() const { return checkpoint_->config(); }
   const Checkpoint& checkpoint() const { return *checkpoint_; }
   const ExpertStore& store() const { return *store_; }
+  ExpertStore& store() { return *store_; }
   ThreadPool& pool() { return pool_; }
 
   // What the naive reference computes for one row.

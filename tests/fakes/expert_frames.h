@@ -26,6 +26,7 @@ inline ExpertBatch FromProto(const v1::ExpertBatch& batch) {
                            batch.expert_ids().end());
   result.copies_per_expert.assign(batch.copies_per_expert().begin(),
                                   batch.copies_per_expert().end());
+  result.versions.assign(batch.versions().begin(), batch.versions().end());
   result.row_of_copy.assign(batch.row_of_copy().begin(),
                             batch.row_of_copy().end());
   return result;
@@ -44,6 +45,8 @@ inline v1::ExpertBatch ToProto(const ExpertBatch& batch,
                                       batch.expert_ids.end());
   result.mutable_copies_per_expert()->Assign(batch.copies_per_expert.begin(),
                                              batch.copies_per_expert.end());
+  result.mutable_versions()->Assign(batch.versions.begin(),
+                                    batch.versions.end());
   result.mutable_row_of_copy()->Assign(batch.row_of_copy.begin(),
                                        batch.row_of_copy.end());
   return result;

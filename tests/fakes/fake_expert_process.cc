@@ -160,6 +160,9 @@ class FakeExpertProcess::State {
       case FakeAnswer::kDrain:
         output.set_verdict(v1::ExpertOutput::VERDICT_DRAINING);
         break;
+      case FakeAnswer::kGone:
+        output.set_verdict(v1::ExpertOutput::VERDICT_GONE);
+        break;
       case FakeAnswer::kUnspecified:
         break;
       default:

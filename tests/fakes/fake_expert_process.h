@@ -36,6 +36,7 @@ enum class FakeAnswer {
   kCompute,      // FakeOutput of each copy
   kRefuse,       // VERDICT_REFUSED
   kDrain,        // VERDICT_DRAINING
+  kGone,         // VERDICT_GONE
   kFail,         // the transport's error
   kShort,        // one byte too few
   kLong,         // one row too many

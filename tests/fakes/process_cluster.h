@@ -36,6 +36,9 @@ class ProcessCluster {
   ChildProcess& expert(size_t i) { return experts_[i]; }
   ChildProcess& router(size_t i) { return routers_[i]; }
   v1::Router::Stub& stub(size_t router = 0) { return *stubs_[router]; }
+  const std::vector<std::string>& expert_addresses() const {
+    return expert_addresses_;
+  }
   v1::Expert::Stub& expert_stub(size_t i) { return *expert_stubs_[i]; }
 
   // Starts an expert process (again), at its old address.

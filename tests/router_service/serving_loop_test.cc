@@ -44,6 +44,8 @@ class Events {
         status_ = event.status;
         preemptions_ = event.preemptions;
         cached_tokens_ = event.cached_tokens;
+        snapshot_ = event.snapshot;
+        experts_moved_ = event.experts_moved_version;
         EXPECT_GE(event.queue_ms, 0.0);
       }
     };
@@ -73,6 +75,14 @@ class Events {
     absl::MutexLock lock(&mu_);
     return cached_tokens_;
   }
+  std::string snapshot() const {
+    absl::MutexLock lock(&mu_);
+    return snapshot_;
+  }
+  size_t experts_moved() const {
+    absl::MutexLock lock(&mu_);
+    return experts_moved_;
+  }
   uint32_t preemptions() const {
     absl::MutexLock lock(&mu_);
     return preemptions_;
@@ -100,6 +110,8 @@ class Events {
   absl::Status status_ ABSL_GUARDED_BY(mu_);
   uint32_t preemptions_ ABSL_GUARDED_BY(mu_) = 0;
   size_t cached_tokens_ ABSL_GUARDED_BY(mu_) = 0;
+  std::string snapshot_ ABSL_GUARDED_BY(mu_);
+  size_t experts_moved_ ABSL_GUARDED_BY(mu_) = 0;
 };
 
 // Tokens and the bits of their log-probabilities.
@@ -710,9 +722,31 @@ TEST(ServingLoopTest, WaitsForExpertsThatAreAway) {
   EXPECT_EQ(absl::StrCat("|", Bytes(events.tokens())), expected);
 }
 
-// Another version of an expert: what was computed with the old one is not
-// found.
-TEST(ServingLoopTest, OtherWeightsDropTheCache) {
+v1::Rollout RolloutOf(uint64_t revision,
+                      const std::vector<std::string>& labels) {
+  v1::Rollout rollout;
+  rollout.set_revision(revision);
+  for (const std::string& label : labels) {
+    rollout.add_labels()->set_label(label);
+  }
+  return rollout;
+}
+
+// Bytes of a request on an engine with nothing but the weights of that seed in
+// the experts of group 1.
+std::string BytesWith(uint64_t seed, const SequenceRequest& request) {
+  TestEngine engine(MoeOptions());
+  if (seed != 1) {
+    engine.LoadVersion(1, "other", seed);
+    engine.UnloadVersion(1, "");
+    engine.Describe(1, RolloutOf(1, {"other", ""}));
+  }
+  return RunAlone(engine, request);
+}
+
+// What was computed with other versions is not found; going back finds what is
+// still there.
+TEST(ServingLoopTest, SnapshotsShareNoCache) {
   TestEngine engine(MoeOptions());
   const SequenceRequest request = Request(40, 3);
   const auto cached = [&] {
@@ -727,14 +761,66 @@ TEST(ServingLoopTest, OtherWeightsDropTheCache) {
   engine.expert_switch(1).ComeBack();
   engine.expert_switch(1).WaitUntilKnown();
   EXPECT_EQ(cached(), 39u);
-  v1::ExpertDescription description =
-      engine.experts()->Describe()[1].description();
-  for (v1::ExpertVersion& version : *description.mutable_experts()) {
-    version.set_content_hash("other");
-  }
-  engine.expert_switch(1).Describe(description);
+  engine.LoadVersion(1, "v2", 2);
+  engine.Describe(1, RolloutOf(1, {"v2", ""}));
   EXPECT_EQ(cached(), 0u);
   EXPECT_EQ(cached(), 39u);
+  engine.Describe(1, RolloutOf(2, {""}));
+  EXPECT_EQ(cached(), 39u);
+}
+
+// A sequence keeps the versions that it began with, beside others in the same
+// steps; each has the bytes that it has alone.
+TEST(ServingLoopTest, ASequenceIsPinnedToItsSnapshot) {
+  SequenceRequest request = Request(20, 40);
+  request.logprobs = true;
+  const std::string old_bytes = BytesWith(1, request);
+  const std::string new_bytes = BytesWith(2, request);
+  ASSERT_NE(old_bytes, new_bytes);
+  TestEngine engine(MoeOptions());
+  Events old_one;
+  Submit(engine, request, old_one);
+  old_one.WaitForTokens(3);
+  engine.LoadVersion(1, "v2", 2);
+  engine.Describe(1, RolloutOf(1, {"v2", ""}));
+  Events new_one;
+  Submit(engine, request, new_one);
+  new_one.WaitForTokens(3);
+  engine.Describe(1, RolloutOf(2, {"", "v2"}));  // back
+  Events back;
+  Submit(engine, request, back);
+  for (Events* events : {&old_one, &new_one, &back}) {
+    ASSERT_TRUE(events->Wait().ok());
+    EXPECT_EQ(events->experts_moved(), 0u);
+  }
+  EXPECT_EQ(absl::StrCat("|", Bytes(old_one.tokens())), old_bytes);
+  EXPECT_EQ(absl::StrCat("|", Bytes(new_one.tokens())), new_bytes);
+  EXPECT_EQ(absl::StrCat("|", Bytes(back.tokens())), old_bytes);
+  EXPECT_EQ(old_one.snapshot(), back.snapshot().substr(0, 16) + ":");
+  EXPECT_THAT(new_one.snapshot(), testing::EndsWith(":v2,"));
+  EXPECT_EQ(engine.Stats().copies_moved_version(), 0u);
+}
+
+// Its version is gone: it goes on with the current one, says so, and nobody
+// shares what it computes.
+TEST(ServingLoopTest, ASequenceMovesWhenItsVersionIsGone) {
+  TestEngine engine(MoeOptions());
+  const SequenceRequest request = Request(20, 40);
+  const SequenceRequest longer = Request(20, 44);
+  const std::string new_bytes = BytesWith(2, longer);
+  Events events;
+  Submit(engine, request, events);
+  events.WaitForTokens(3);
+  engine.LoadVersion(1, "v2", 2);
+  engine.UnloadVersion(1, "");
+  engine.Describe(1, RolloutOf(1, {"v2", ""}));
+  ASSERT_TRUE(events.Wait().ok());
+  EXPECT_THAT(events.tokens(), SizeIs(40));
+  EXPECT_GT(events.experts_moved(), 0u);
+  EXPECT_EQ(RunAlone(engine, longer), new_bytes);
+  const HeldLoop next(engine.loop());  // the counters are there
+  EXPECT_GT(engine.Stats().copies_moved_version(), 0u);
+  EXPECT_EQ(engine.Stats().sequences_moved_version(), 1u);
 }
 
 // A step that is broken off and run again has routed its tokens once.

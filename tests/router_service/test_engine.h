@@ -140,8 +140,8 @@ class TestEngine {
         group.batcher = std::make_unique<ExpertBatcher>(*group.backend, 1000);
         v1::ExpertDescription description;
         description.set_state(v1::SERVING_STATE_READY);
-        description.mutable_experts()->Assign(group.store->versions().begin(),
-                                              group.store->versions().end());
+        const std::vector<v1::ExpertVersion> versions = group.store->versions();
+        description.mutable_experts()->Assign(versions.begin(), versions.end());
         members.push_back(
             {"local", std::make_unique<SwitchablePeer>(
                           group.expert_switch,
@@ -170,6 +170,44 @@ class TestEngine {
   ExpertPool* experts() { return experts_.get(); }
   SwitchablePeer::Switch& expert_switch(size_t group) {
     return *groups_[group]->expert_switch;
+  }
+  // Loads other weights of all experts of a group beside what is there.
+  void LoadVersion(size_t group, const std::string& label, uint64_t seed) {
+    TempDir dir;
+    CheckpointBuilder(config(), seed).Write(dir.path());
+    const auto other = *Checkpoint::Open(dir.path());
+    ExpertStore& store = *groups_[group]->store;
+    std::vector<ExpertOfLayer> which;
+    for (const v1::ExpertVersion& version : store.versions()) {
+      which.push_back(
+          {version.range().layer_begin(), version.range().expert_begin()});
+    }
+    CHECK(store
+              .Add(*LoadExperts(
+                  *other, which, label, "test", groups_[group]->pool,
+                  [](uint64_t, uint64_t) { return absl::OkStatus(); }))
+              .ok());
+  }
+  // Frees what the group has with that label.
+  void UnloadVersion(size_t group, const std::string& label) {
+    ExpertStore& store = *groups_[group]->store;
+    std::vector<ExpertStore::Which> which;
+    for (const v1::ExpertVersion& version : store.versions()) {
+      which.push_back({version.range().layer_begin(),
+                       version.range().expert_begin(), label});
+    }
+    store.Remove(which);
+  }
+  // Tells the router what the group has now.
+  void Describe(size_t group, const v1::Rollout& rollout) {
+    v1::ExpertDescription description;
+    description.set_state(v1::SERVING_STATE_READY);
+    description.set_queue_capacity_rows(1000);
+    const std::vector<v1::ExpertVersion> versions =
+        groups_[group]->store->versions();
+    description.mutable_experts()->Assign(versions.begin(), versions.end());
+    *description.mutable_rollout() = rollout;
+    expert_switch(group).Describe(description);
   }
   v1::RouterStats Stats() const {
     v1::RouterStats stats;

@@ -61,14 +61,19 @@ constexpr char kEchoMethod[] = "/troupe.bench/Echo";
 class EchoBackend final : public ExpertBackend {
  public:
   FrameLimits limits() const override { return {kHiddenSize, 1, 1}; }
-  bool Owns(size_t, size_t) const override { return true; }
+  std::shared_ptr<const ExpertSet> experts() const override { return experts_; }
   void Compute(size_t, ConstFloatMatrix hidden_states,
                std::span<const uint32_t> row_of_copy, std::span<const uint32_t>,
-               std::span<const uint32_t>, FloatMatrix output) override {
+               std::span<const LoadedExpert* const>,
+               FloatMatrix output) override {
     for (size_t i = 0; i < row_of_copy.size(); ++i) {
       std::memcpy(output.row(i), hidden_states.row(row_of_copy[i]), kRowBytes);
     }
   }
+
+ private:
+  const std::shared_ptr<const ExpertSet> experts_ = std::make_shared<ExpertSet>(
+      1, 1, LoadedExperts{std::make_shared<LoadedExpert>()});
 };
 
 // --- The bare media -----------------------------------------------------

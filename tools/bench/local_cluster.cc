@@ -47,8 +47,8 @@ absl::StatusOr<std::unique_ptr<LocalCluster>> LocalCluster::Start(
       description.set_model_fingerprint(cluster->checkpoint_->fingerprint());
       description.set_state(v1::SERVING_STATE_READY);
       description.set_queue_capacity_rows(options.queue_rows);
-      description.mutable_experts()->Assign(group.store->versions().begin(),
-                                            group.store->versions().end());
+      const std::vector<v1::ExpertVersion> versions = group.store->versions();
+      description.mutable_experts()->Assign(versions.begin(), versions.end());
       members.push_back({absl::StrCat("local-", i),
                          std::make_unique<LocalExpertPeer>(
                              std::move(description), *group.batcher)});

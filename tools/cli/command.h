@@ -23,6 +23,7 @@ Command AddMakeModel(CLI::App& parent);
 Command AddQuantize(CLI::App& parent);
 Command AddStats(CLI::App& parent);
 Command AddBench(CLI::App& parent);
+Command AddExperts(CLI::App& parent);
 
 }  // namespace troupe
 

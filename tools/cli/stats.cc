@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
+#include "cluster/rollout.h"
 #include "google/protobuf/util/json_util.h"
 #include "tools/cli/command.h"
 #include "tools/cli/gateway_client.h"
@@ -70,6 +71,37 @@ std::string PeerLine(const v1::ExpertPeer& peer) {
   return line;
 }
 
+// Which versions of the experts are in use.
+std::string VersionLines(const v1::RouterStats& router) {
+  if (router.current_snapshot().empty()) return "";  // a dense model
+  std::string text =
+      absl::StrFormat("  placement %d, snapshot %s", router.placement_epoch(),
+                      router.current_snapshot());
+  const v1::Rollout& rollout = router.rollout();
+  if (rollout.revision() > 0) {
+    absl::StrAppendFormat(&text, "; rollout %d: %s", rollout.revision(),
+                          LabelsText(rollout.labels()));
+    if (!rollout.canary_labels().empty()) {
+      absl::StrAppendFormat(&text, ", canary %s (%s) for %g %%",
+                            LabelsText(rollout.canary_labels()),
+                            router.canary_snapshot(),
+                            rollout.canary_share() / 100.0);
+    }
+  }
+  text += "\n";
+  for (const v1::SnapshotUse& use : router.snapshots()) {
+    if (use.id() == router.current_snapshot()) continue;
+    absl::StrAppendFormat(&text, "    %d sequences with snapshot %s %s\n",
+                          use.sequences(), use.id(), use.labels());
+  }
+  if (router.sequences_moved_version() > 0) {
+    absl::StrAppendFormat(
+        &text, "    %d sequences (%d copies) moved to another version\n",
+        router.sequences_moved_version(), router.copies_moved_version());
+  }
+  return text;
+}
+
 std::string RouterLines(const v1::RouterStats& router) {
   const double steps = std::max<double>(static_cast<double>(router.steps()), 1);
   std::string text = absl::StrFormat(
@@ -107,6 +139,7 @@ std::string RouterLines(const v1::RouterStats& router) {
       router.prefix_copies(), router.prefix_evictions(),
       FormatCount(static_cast<double>(router.copies_dispatched())),
       router.copies_resent(), router.copies_refused(), router.copies_dropped());
+  text += VersionLines(router);
   if (router.peers_size() > 0) {
     absl::StrAppendFormat(&text, "  %-14s %-9s %-5s %9s %9s %12s %9s %9s %9s\n",
                           "peer", "state", "hop", "room", "messages",

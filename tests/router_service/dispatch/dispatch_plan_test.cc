@@ -47,8 +47,31 @@ TEST(DispatchPlanTest, SortsCopiesByExpertThenToken) {
   EXPECT_THAT(plan.expert_offsets, ElementsAre(0, 2, 4, 4, 6, 6));
   EXPECT_THAT(plan.slot_of_copy, ElementsAre(0, 2, 3, 4, 1, 5));
   EXPECT_THAT(plan.copy_of_slot, ElementsAre(0, 4, 1, 2, 3, 5));
-  EXPECT_EQ(plan.num_copies(0), 2u);
-  EXPECT_EQ(plan.num_copies(2), 0u);
+}
+
+TEST(DispatchPlanTest, SortsCopiesOfAnExpertByGroup) {
+  const RoutingDecision decision =
+      Decision(2, {0, 2, /**/ 0, 1, /**/ 1, 2, /**/ 0, -1});
+  const std::vector<uint32_t> group_of_token = {1, 0, 0, 1};
+  DispatchPlan plan;
+  MakeDispatchPlan(decision, 3, plan, group_of_token, 2);
+  // Expert 0: group 0, group 1; expert 1: ...
+  EXPECT_THAT(plan.expert_offsets, ElementsAre(0, 1, 3, 5, 5, 6, 7));
+  EXPECT_THAT(plan.slot_of_copy, ElementsAre(2, 0, 6, 3, 4, 5, 1));
+  EXPECT_THAT(plan.copy_of_slot, ElementsAre(1, 6, 0, 3, 4, 5, 2, -1));
+}
+
+// One message may ask for two versions of an expert.
+TEST(DispatchPlanTest, PacksVersions) {
+  const DispatchPlan plan = Plan(Decision(1, {0, 0, 1}), 2);
+  PackedBatch packed;
+  PackBatch(0, 3, 1, plan,
+            {{0, 0, 1, 7, false}, {0, 1, 2, 8, true}, {1, 2, 3, 7, false}},
+            packed);
+  EXPECT_THAT(packed.batch.expert_ids, ElementsAre(0, 0, 1));
+  EXPECT_THAT(packed.batch.versions, ElementsAre(7, 8, 7));
+  EXPECT_THAT(packed.batch.copies_per_expert, ElementsAre(1, 1, 1));
+  EXPECT_THAT(packed.batch.row_of_copy, ElementsAre(0, 1, 2));
 }
 
 TEST(DispatchPlanTest, WhatIsNotRoutedHasNoCopy) {

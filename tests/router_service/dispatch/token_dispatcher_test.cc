@@ -3,6 +3,7 @@
 // checked against its closed form.
 #include "router_service/dispatch/token_dispatcher.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <memory>
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "cluster/version_key.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/fakes/fake_expert_process.h"
@@ -584,6 +586,142 @@ TEST_F(TokenDispatcherTest, SurvivesChaos) {
   stop = true;
   chaos.join();
   EXPECT_GT(dispatcher_->stats().copies_resent, 0u);
+}
+
+// All experts of all layers with one version, whose hashes end in the expert.
+SnapshotPtr SnapshotOf(const std::string& version,
+                       const std::string& of_expert_3 = "") {
+  std::vector<uint64_t> keys;
+  for (size_t layer = 0; layer < kNumLayers; ++layer) {
+    for (size_t expert = 0; expert < kNumExperts; ++expert) {
+      const bool other = expert == 3 && !of_expert_3.empty();
+      keys.push_back(VersionKeyOf(
+          absl::StrCat(other ? of_expert_3 : version, "-", expert)));
+    }
+  }
+  return std::make_shared<ModelSnapshot>(kNumExperts, std::move(keys), "");
+}
+
+v1::ExpertDescription WithVersions(const std::vector<std::string>& versions) {
+  v1::ExpertDescription description;
+  for (const std::string& version : versions) {
+    v1::ExpertDescription one =
+        FakeDescription("p", {0, 1, 2, 3}, kNumLayers, version);
+    one.mutable_experts()->MergeFrom(description.experts());
+    description = std::move(one);
+  }
+  return description;
+}
+
+TEST_F(TokenDispatcherTest, OneMessageForSeveralSnapshots) {
+  processes_.push_back(
+      std::make_unique<FakeExpertProcess>(WithVersions({"v1", "v2"})));
+  TokenDispatcher& dispatcher = Start();
+  const Work work = MakeWorkFor(6, {0, 3});
+  // They differ in expert 3 alone.
+  const SnapshotPtr old_one = SnapshotOf("v1");
+  const SnapshotPtr new_one = SnapshotOf("v1", "v2");
+  dispatcher.set_snapshots({{2, old_one}, {1, new_one}, {3, old_one}});
+  ExpectExact(work, 1);
+  const std::vector<v1::ExpertBatch> batches = processes_[0]->batches();
+  ASSERT_EQ(batches.size(), 1u);
+  EXPECT_EQ(batches[0].num_tokens(), 6u);
+  EXPECT_THAT(batches[0].expert_ids(), ElementsAre(0, 3, 3));
+  EXPECT_EQ(batches[0].versions(0), VersionKeyOf("v1-0"));
+  const uint64_t old_key = VersionKeyOf("v1-3");
+  const uint64_t new_key = VersionKeyOf("v2-3");
+  const bool old_first = old_key < new_key;
+  EXPECT_THAT(batches[0].versions(),
+              ElementsAre(VersionKeyOf("v1-0"), std::min(old_key, new_key),
+                          std::max(old_key, new_key)));
+  EXPECT_THAT(batches[0].copies_per_expert(),
+              ElementsAre(6, old_first ? 5 : 1, old_first ? 1 : 5));
+  // The copies of the third token alone are those of the new version.
+  std::vector<uint32_t> rows(batches[0].row_of_copy().begin() + 6,
+                             batches[0].row_of_copy().end());
+  EXPECT_THAT(rows, old_first ? ElementsAre(0, 1, 3, 4, 5, 2)
+                              : ElementsAre(2, 0, 1, 3, 4, 5));
+  EXPECT_TRUE(dispatcher.moves().empty());
+  EXPECT_EQ(dispatcher.stats().copies_moved_version, 0u);
+  // Without snapshots all rows use what is current.
+  dispatcher.set_snapshots({});
+  ExpectExact(work, 1);
+  EXPECT_THAT(processes_[0]->batches()[1].expert_ids(), ElementsAre(0, 3));
+}
+
+TEST_F(TokenDispatcherTest, WhatIsGoneMovesAndIsSaid) {
+  processes_.push_back(
+      std::make_unique<FakeExpertProcess>(WithVersions({"v1", "v2"})));
+  TokenDispatcher& dispatcher = Start();
+  const SnapshotPtr old_one = SnapshotOf("v1");
+  const SnapshotPtr new_one = SnapshotOf("v2");
+  processes_[0]->Describe(WithVersions({"v2"}));
+  const Work work = MakeWorkFor(5, {1, 2});
+  dispatcher.set_snapshots({{2, old_one}, {3, new_one}});
+  ExpectExact(work, 0);
+  const std::vector<VersionMove>& moves = dispatcher.moves();
+  ASSERT_EQ(moves.size(), 2u);
+  for (size_t i = 0; i < 2; ++i) {
+    EXPECT_EQ(moves[i].sequence, 0u);
+    EXPECT_EQ(moves[i].layer, 0u);
+    EXPECT_EQ(moves[i].expert, i + 1);
+    EXPECT_EQ(moves[i].to, VersionKeyOf(absl::StrCat("v2-", i + 1)));
+    EXPECT_EQ(moves[i].num_copies, 2u);
+  }
+  EXPECT_EQ(dispatcher.stats().copies_moved_version, 4u);
+  EXPECT_EQ(dispatcher.stats().copies_dispatched, 10u);
+}
+
+// A replica of the version that is away may return; for a while.
+TEST_F(TokenDispatcherTest, WaitsForAVersionThatIsAway) {
+  options_.version_grace = milliseconds(60000);
+  processes_.push_back(
+      std::make_unique<FakeExpertProcess>(WithVersions({"v1"})));
+  processes_.push_back(
+      std::make_unique<FakeExpertProcess>(WithVersions({"v2"})));
+  TokenDispatcher& dispatcher = Start();
+  const Work work = MakeWorkFor(3, {0, 1});
+  processes_[0]->Lose(/*reachable=*/false);
+  dispatcher.set_snapshots({{3, SnapshotOf("v1")}});
+  DispatchHandle handle = dispatcher.Dispatch(0, work.matrix(), work.decision);
+  std::vector<float> output;
+  int asked = 0;
+  ASSERT_TRUE(Combine(std::move(handle), work, output, [&](WaitingFor what) {
+                EXPECT_EQ(what, WaitingFor::kReplica);
+                if (++asked == 5) processes_[0]->SetReachable(true);
+                return absl::OkStatus();
+              }).ok());
+  EXPECT_GE(asked, 5);
+  EXPECT_EQ(output, Expected(work));
+  EXPECT_TRUE(dispatcher.moves().empty());
+  EXPECT_TRUE(processes_[1]->batches().empty());
+}
+
+TEST_F(TokenDispatcherTest, MovesWhenAVersionStaysAway) {
+  options_.version_grace = milliseconds(10);
+  processes_.push_back(
+      std::make_unique<FakeExpertProcess>(WithVersions({"v1"})));
+  processes_.push_back(
+      std::make_unique<FakeExpertProcess>(WithVersions({"v2"})));
+  TokenDispatcher& dispatcher = Start();
+  processes_[0]->Lose(/*reachable=*/false);
+  dispatcher.set_snapshots({{3, SnapshotOf("v1")}});
+  ExpectExact(MakeWorkFor(3, {0, 1}));
+  EXPECT_EQ(dispatcher.moves().size(), 2u);
+  EXPECT_EQ(dispatcher.stats().copies_moved_version, 6u);
+}
+
+// The process has let it go before its description came.
+TEST_F(TokenDispatcherTest, AVersionThatIsGoneIsAskedForElsewhere) {
+  FakeExpertProcess& a = AddProcess({0, 1, 2, 3});
+  FakeExpertProcess& b = AddProcess({0, 1, 2, 3});
+  TokenDispatcher& dispatcher = Start();
+  a.Script({}, FakeAnswer::kGone);
+  dispatcher.set_snapshots({{4, SnapshotOf("v1")}});
+  ExpectExact(MakeWorkFor(4, {0, 1}));
+  EXPECT_TRUE(dispatcher.moves().empty());
+  EXPECT_EQ(b.batches().size(), 1u);
+  EXPECT_EQ(dispatcher.stats().copies_refused, a.batches().empty() ? 0u : 8u);
 }
 
 }  // namespace

@@ -413,29 +413,6 @@ TEST(PrefixCacheTest, EachBlockIsHashedOnce) {
   EXPECT_EQ(num_hashes, 4);
 }
 
-TEST(PrefixCacheTest, ForgetAllFindsNothing) {
-  Cache cache(10);
-  Cache::User a = UserOf(Count(40));
-  Cache::User b = UserOf(Count(40, 100));
-  cache.Run(a);
-  cache.Run(b);
-  cache.End(b);
-  cache.manager().ForgetAll();
-  a.key.publishes = false;
-  EXPECT_EQ(cache.manager().num_cached(), 0u);
-  EXPECT_EQ(cache.manager().num_free(), 7u);
-  EXPECT_TRUE(cache.manager().CheckIntegrity({&a.table}).ok());
-  EXPECT_EQ(cache.Run(b), 0u);
-  // What goes on after it is not found either; a new start is.
-  a.tokens = Count(60);
-  ASSERT_TRUE(cache.Reserve(a, 60));
-  cache.Compute(a, 60);
-  EXPECT_EQ(cache.manager().Find(a.key, a.tokens, 60).num_tokens(), 0u);
-  cache.End(a);
-  EXPECT_EQ(cache.Run(a), 0u);
-  EXPECT_EQ(cache.manager().Find(a.key, a.tokens, 59).num_tokens(), 59u);
-}
-
 TEST(PrefixCacheTest, OffMeansOff) {
   Cache cache(10, false);
   Cache::User a = UserOf(Count(40));
@@ -499,10 +476,6 @@ TEST_P(RandomUse, EverySlotHasTheRightHistory) {
       } else {
         cache.End(user);
       }
-    }
-    if (random() % 500 == 0) {
-      cache.manager().ForgetAll();
-      for (Cache::User& u : users) u.key.publishes = u.table.empty();
     }
     for (const Cache::User& u : users) cache.ExpectRightContent(u);
     ASSERT_FALSE(HasFatalFailure());

@@ -281,9 +281,11 @@ TEST(PrefixScheduleTest, WaitsForABlockThatAnotherComputes) {
   scheduler.Remove(scheduler.Find(1));
   scheduler.Remove(scheduler.Find(2));
   scheduler.Remove(scheduler.Find(3));
-  scheduler.ForgetPrefixes();
-  scheduler.Add(WithTokens(4, Forked(170, 170, 0)));
-  scheduler.Add(WithTokens(5, Forked(170, 120, 900)));
+  for (const auto& [id, fork] : {std::pair(4, 170), std::pair(5, 120)}) {
+    auto sequence = WithTokens(id, Forked(170, fork, 900));
+    sequence->request.cache_salt = "nobody has computed any of it";
+    scheduler.Add(std::move(sequence));
+  }
   chunks = scheduler.Schedule();
   EXPECT_THAT(Ids(chunks), ElementsAre(Pair(4, 100)));
   Commit(scheduler, chunks);
@@ -340,19 +342,56 @@ TEST(PrefixScheduleTest, LogitsOfThePromptNeedAllOfIt) {
   EXPECT_TRUE(scheduler.CheckIntegrity().ok());
 }
 
-TEST(PrefixScheduleTest, OtherWeightsFindNothing) {
+// With a snapshot of one expert's version.
+std::unique_ptr<Sequence> Pinned(uint64_t id, size_t length, uint64_t key) {
+  auto sequence = WithTokens(id, Forked(length, length, 0));
+  sequence->snapshot =
+      std::make_shared<ModelSnapshot>(1, std::vector<uint64_t>{key}, "");
+  return sequence;
+}
+
+TEST(PrefixScheduleTest, SnapshotsShareNothing) {
   Scheduler scheduler(CacheOptions(100, 4), 20, &NoCopy);
-  scheduler.Add(WithTokens(1, Forked(30, 30, 0)));
+  scheduler.Add(Pinned(1, 30, 7));
   Commit(scheduler, scheduler.Schedule());
-  scheduler.ForgetPrefixes();
-  scheduler.Add(WithTokens(2, Forked(30, 30, 0)));
-  const std::vector<Chunk> chunks = scheduler.Schedule();
+  scheduler.Add(Pinned(2, 30, 8));
+  std::vector<Chunk> chunks = scheduler.Schedule();
   EXPECT_THAT(Ids(chunks), ElementsAre(Pair(1, 1), Pair(2, 30)));
   Commit(scheduler, chunks);
-  scheduler.Add(WithTokens(3, Forked(30, 30, 0)));
+  scheduler.Add(Pinned(3, 30, 7));
+  scheduler.Add(Pinned(4, 30, 8));
   EXPECT_THAT(Ids(scheduler.Schedule()),
-              ElementsAre(Pair(1, 1), Pair(2, 1), Pair(3, 1)));
+              ElementsAre(Pair(1, 1), Pair(2, 1), Pair(3, 1), Pair(4, 1)));
   EXPECT_TRUE(scheduler.CheckIntegrity().ok());
+}
+
+// A moved sequence publishes nothing more; preempted, it begins anew with its
+// own snapshot.
+TEST(PrefixScheduleTest, AMovedSequenceSharesNothingOfItsMixture) {
+  Scheduler scheduler(CacheOptions(100, 4), 20, &NoCopy);
+  scheduler.Add(Pinned(1, 30, 7));
+  Commit(scheduler, scheduler.Schedule());
+  Sequence& moved = *scheduler.Find(1);
+  moved.snapshot =
+      std::make_shared<ModelSnapshot>(1, std::vector<uint64_t>{8}, "");
+  moved.prefix.publishes = false;
+  for (int32_t token = 0; token < 40; ++token) {
+    Commit(scheduler, scheduler.Schedule());
+  }
+  scheduler.Remove(&moved);
+  scheduler.Add(Pinned(2, 30, 8));
+  EXPECT_THAT(Ids(scheduler.Schedule()), ElementsAre(Pair(2, 30)));
+  EXPECT_TRUE(scheduler.CheckIntegrity().ok());
+}
+
+TEST(SchedulerTest, WhatCannotStartWaits) {
+  Scheduler scheduler(CacheOptions(100, 4), 20, &NoCopy);
+  scheduler.Add(WithTokens(1, Forked(30, 30, 0)));
+  scheduler.Find(1)->can_start = false;
+  EXPECT_TRUE(scheduler.Schedule().empty());
+  EXPECT_EQ(scheduler.NotStarted().size(), 1u);
+  scheduler.Find(1)->can_start = true;
+  EXPECT_THAT(Ids(scheduler.Schedule()), ElementsAre(Pair(1, 30)));
 }
 
 TEST(PrefixScheduleTest, SaltsShareNothing) {
