@@ -13,6 +13,7 @@ void ChooseTopK(ConstFloatMatrix router_probs, size_t top_k, bool renormalize,
   CHECK(top_k >= 1 && top_k <= num_experts);
   decision.num_tokens = router_probs.rows;
   decision.top_k = top_k;
+  decision.renormalized = renormalize;
   decision.topk_idx.resize(router_probs.rows * top_k);
   decision.topk_weights.resize(router_probs.rows * top_k);
   std::vector<int32_t> order(num_experts);
@@ -21,13 +22,8 @@ void ChooseTopK(ConstFloatMatrix router_probs, size_t top_k, bool renormalize,
     for (size_t e = 0; e < num_experts; ++e) {
       order[e] = static_cast<int32_t>(e);
     }
-    // NaN sorts last, so that a broken row cannot break the order.
-    const auto better = [probs](int32_t a, int32_t b) {
-      const bool a_nan = probs[a] != probs[a];
-      const bool b_nan = probs[b] != probs[b];
-      if (a_nan != b_nan) return b_nan;
-      if (!a_nan && probs[a] != probs[b]) return probs[a] > probs[b];
-      return a < b;
+    const auto better = [probs](int32_t x, int32_t y) {
+      return IsBetter(probs, x, y);
     };
     std::partial_sort(order.begin(), order.begin() + top_k, order.end(),
                       better);
