@@ -142,6 +142,19 @@ void ExpertBatcher::GetStats(v1::ExpertStats& stats) const {
   stats.set_queued_rows(queued_rows_);
 }
 
+absl::Status ExpertBatcher::CheckIntegrity() const {
+  absl::MutexLock lock(&mu_);
+  uint64_t waiting_rows = 0;
+  for (const Waiting& waiting : queue_) waiting_rows += waiting.rows();
+  // Those that run have left the queue; how many is for the thread to know.
+  const bool sound =
+      running_ ? queued_rows_ >= waiting_rows : queued_rows_ == waiting_rows;
+  if (sound) return absl::OkStatus();
+  return absl::InternalError(absl::StrCat("of ", queued_rows_, " queued rows ",
+                                          waiting_rows, " wait",
+                                          running_ ? "" : " and none runs"));
+}
+
 void ExpertBatcher::Run() {
   while (true) {
     // Whatever is published after this rings the bell again.

@@ -73,6 +73,8 @@ class ExpertBatcher {
 
   // Fills in the counters.
   void GetStats(v1::ExpertStats& stats) const;
+  // Whether the rows that are counted are those that wait.
+  absl::Status CheckIntegrity() const;
   uint64_t capacity_rows() const { return capacity_rows_; }
 
  private:

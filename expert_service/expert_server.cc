@@ -424,14 +424,22 @@ ExpertServer::Exchange(grpc::CallbackServerContext* context) {
 }
 
 grpc::ServerUnaryReactor* ExpertServer::GetStats(
-    grpc::CallbackServerContext* context, const v1::GetExpertStatsRequest*,
-    v1::ExpertStats* response) {
+    grpc::CallbackServerContext* context,
+    const v1::GetExpertStatsRequest* request, v1::ExpertStats* response) {
   {
     absl::MutexLock lock(&mu_);
     *response->mutable_description() = description_;
     response->mutable_description()->clear_shm();  // not for everybody
     response->set_connected_routers(static_cast<uint32_t>(streams_.size()));
-    if (batcher_ != nullptr) batcher_->GetStats(*response);
+    if (batcher_ != nullptr) {
+      batcher_->GetStats(*response);
+      const absl::Status sound = request->check_integrity()
+                                     ? batcher_->CheckIntegrity()
+                                     : absl::OkStatus();
+      if (!sound.ok()) {
+        response->add_integrity_errors(std::string(sound.message()));
+      }
+    }
   }
   response->set_resident_bytes(ResidentBytes());
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();

@@ -32,11 +32,12 @@ uint64_t ResidentBytes() {
 class StatsCall : public std::enable_shared_from_this<StatsCall> {
  public:
   StatsCall(GatewayContext& context, grpc::ServerUnaryReactor* reactor,
-            bool include_experts, v1::ClusterStats* response)
+            const v1::GetStatsRequest& request, v1::ClusterStats* response)
       : live_(context.live_calls),
         context_(context),
         reactor_(reactor),
-        include_experts_(include_experts),
+        include_experts_(request.include_experts()),
+        check_integrity_(request.check_integrity()),
         response_(response),
         routers_(context.routers.size()) {}
 
@@ -46,6 +47,7 @@ class StatsCall : public std::enable_shared_from_this<StatsCall> {
     pending_ = routers_.size() + 1;
     for (size_t i = 0; i < routers_.size(); ++i) {
       RouterQuery& query = routers_[i];
+      query.request.set_check_integrity(check_integrity_);
       SetDeadline(query.context, Clock::Real().Now() + kTimeout);
       context_.routers.stub(i).async()->GetStats(
           &query.context, &query.request, &query.stats,
@@ -93,6 +95,7 @@ class StatsCall : public std::enable_shared_from_this<StatsCall> {
     for (const std::string& address : addresses) {
       ExpertQuery& query = experts_[index++];
       query.address = address;
+      query.request.set_check_integrity(check_integrity_);
       query.stub = v1::Expert::NewStub(MakeChannel(address));
       SetDeadline(query.context, Clock::Real().Now() + kTimeout);
       query.stub->async()->GetStats(
@@ -121,6 +124,7 @@ class StatsCall : public std::enable_shared_from_this<StatsCall> {
   GatewayContext& context_;
   grpc::ServerUnaryReactor* const reactor_;
   const bool include_experts_;
+  const bool check_integrity_;
   v1::ClusterStats* const response_;
   std::vector<RouterQuery> routers_;
   std::vector<ExpertQuery> experts_;
@@ -151,9 +155,7 @@ grpc::ServerUnaryReactor* StartStatsCall(
     GatewayContext& context, grpc::CallbackServerContext* server_context,
     const v1::GetStatsRequest* request, v1::ClusterStats* response) {
   grpc::ServerUnaryReactor* reactor = server_context->DefaultReactor();
-  std::make_shared<StatsCall>(context, reactor, request->include_experts(),
-                              response)
-      ->Begin();
+  std::make_shared<StatsCall>(context, reactor, *request, response)->Begin();
   return reactor;
 }
 

@@ -330,8 +330,8 @@ grpc::ServerWriteReactor<v1::RouterGenerateResponse>* RouterServer::Generate(
 }
 
 grpc::ServerUnaryReactor* RouterServer::GetStats(
-    grpc::CallbackServerContext* context, const v1::GetRouterStatsRequest*,
-    v1::RouterStats* response) {
+    grpc::CallbackServerContext* context,
+    const v1::GetRouterStatsRequest* request, v1::RouterStats* response) {
   loop_.GetStats(*response);
   response->set_name(options_.name);
   response->set_model_fingerprint(options_.model_fingerprint);
@@ -352,6 +352,15 @@ grpc::ServerUnaryReactor* RouterServer::GetStats(
     }
   }
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  if (request->check_integrity()) {
+    loop_.CheckBetweenSteps([response, reactor](const absl::Status& sound) {
+      if (!sound.ok()) {
+        response->add_integrity_errors(std::string(sound.message()));
+      }
+      reactor->Finish(grpc::Status::OK);
+    });
+    return reactor;
+  }
   reactor->Finish(grpc::Status::OK);
   return reactor;
 }

@@ -135,7 +135,8 @@ void ServingLoop::Run() {
       absl::MutexLock lock(&mu_);
       // A waiting sequence may only need to see its deadline.
       const auto news = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-        return stopping_ || !submitted_.empty() || !cancelled_.empty();
+        return stopping_ || !submitted_.empty() || !cancelled_.empty() ||
+               !checks_.empty();
       };
       if (scheduler_.num_running() == 0) {
         mu_.AwaitWithTimeout(absl::Condition(&news),
@@ -152,10 +153,12 @@ void ServingLoop::Run() {
         event.status = absl::UnavailableError("the router is shutting down");
         End(sequence, std::move(event));
       }
+      AnswerChecks(stop);
       return;
     }
     PinWaiting();
     EndOverdue("");
+    AnswerChecks(stop);
     const std::vector<Chunk> chunks = scheduler_.Schedule();
     if (!chunks.empty()) Step(chunks);
     PublishStats();
@@ -543,6 +546,30 @@ void ServingLoop::CountSnapshots(v1::RouterStats& stats) {
     use.set_labels(snapshot->labels());
     use.set_sequences(sequences);
   }
+}
+
+void ServingLoop::CheckBetweenSteps(IntegrityCallback done) {
+  {
+    absl::MutexLock lock(&mu_);
+    if (!stopping_) {
+      checks_.push_back(std::move(done));
+      return;
+    }
+  }
+  done(absl::UnavailableError("the router is shutting down"));
+}
+
+void ServingLoop::AnswerChecks(bool stop) {
+  std::vector<IntegrityCallback> checks;
+  {
+    absl::MutexLock lock(&mu_);
+    checks.swap(checks_);
+  }
+  if (checks.empty()) return;
+  const absl::Status sound =
+      stop ? absl::UnavailableError("the router is shutting down")
+           : scheduler_.CheckIntegrity();
+  for (const IntegrityCallback& done : checks) done(sound);
 }
 
 void ServingLoop::CheckIntegrity() {

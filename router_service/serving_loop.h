@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -60,6 +61,12 @@ class ServingLoop {
   // Fills in the counters.
   void GetStats(v1::RouterStats& stats) const;
 
+  // Looks at all sequences and KV blocks between two steps, and calls `done`
+  // from the loop's thread: with the first invariant that does not hold, or
+  // Unavailable when the loop ends.
+  using IntegrityCallback = std::function<void(const absl::Status&)>;
+  void CheckBetweenSteps(IntegrityCallback done);
+
  private:
   void Run();
   // Moves submissions and cancellations into the scheduler.
@@ -88,6 +95,7 @@ class ServingLoop {
   void TakeMoves(const std::vector<Chunk>& chunks);
   void CountSnapshots(v1::RouterStats& stats);
   void CheckIntegrity();
+  void AnswerChecks(bool stop);
 
   const ServingLoopOptions options_;
   ModelRunner& runner_;
@@ -107,6 +115,7 @@ class ServingLoop {
   mutable absl::Mutex mu_;
   std::vector<std::unique_ptr<Sequence>> submitted_ ABSL_GUARDED_BY(mu_);
   std::vector<uint64_t> cancelled_ ABSL_GUARDED_BY(mu_);
+  std::vector<IntegrityCallback> checks_ ABSL_GUARDED_BY(mu_);
   size_t num_sequences_ ABSL_GUARDED_BY(mu_) = 0;  // submitted and not ended
   size_t num_running_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t last_seq_id_ ABSL_GUARDED_BY(mu_) = 0;

@@ -229,6 +229,41 @@ TEST(ServingLoopTest, EndsAtMaxTokens) {
   ExpectAllFree(engine);
 }
 
+// Checks are answered when nothing runs, between the steps of what does, and
+// when the loop ends.
+TEST(ServingLoopTest, ChecksItsIntegrityOnDemand) {
+  auto engine = std::make_unique<TestEngine>();
+  absl::Mutex mu;
+  std::vector<absl::Status> answers;
+  const auto check = [&] {
+    engine->loop().CheckBetweenSteps([&](const absl::Status& status) {
+      absl::MutexLock lock(&mu);
+      answers.push_back(status);
+    });
+  };
+  const auto wait_for = [&](size_t count) {
+    const auto there = [&]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+      return answers.size() >= count;
+    };
+    absl::MutexLock lock(&mu);
+    EXPECT_TRUE(mu.AwaitWithTimeout(absl::Condition(&there), kPatience));
+  };
+  check();
+  wait_for(1);
+  Events events;
+  Submit(*engine, Request(5, 100), events);
+  for (size_t i = 1; i <= 20; ++i) {
+    events.WaitForTokens(i);
+    check();
+  }
+  EXPECT_TRUE(events.Wait().ok());
+  wait_for(21);
+  for (const absl::Status& status : answers) EXPECT_TRUE(status.ok()) << status;
+  for (int i = 0; i < 10; ++i) check();
+  engine.reset();
+  EXPECT_THAT(answers, SizeIs(31));
+}
+
 TEST(ServingLoopTest, FillsTheWholeContext) {
   TestEngineOptions options;
   options.num_kv_blocks = 3;
