@@ -276,6 +276,20 @@ std::optional<size_t> ExpertPool::Choose(const Placement& placement,
   return best;
 }
 
+uint64_t ExpertPool::Room(const Placement& placement, size_t layer,
+                          size_t expert, uint64_t version) const {
+  uint64_t most = 0;
+  absl::MutexLock lock(&mu_);
+  for (const size_t peer : placement.Replicas(layer, expert, version)) {
+    const PoolMember& member = *members_[peer];
+    if (!member.connected || member.free_rows <= member.in_flight_rows) {
+      continue;
+    }
+    most = std::max(most, member.free_rows - member.in_flight_rows);
+  }
+  return most;
+}
+
 void ExpertPool::Send(size_t peer, const ExpertBatch& batch,
                       size_t payload_bytes, ExpertPeer::WritePayload write,
                       ExpertPeer::OutputCallback done) {

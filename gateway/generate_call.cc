@@ -14,6 +14,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "cluster/copy_usage.h"
 #include "common/check.h"
 #include "common/logging.h"
 #include "common/rpc/rpc_channel.h"
@@ -160,7 +161,8 @@ class GenerateCall final
     bool done = false;
     int moves = 0;
     std::vector<size_t> refused_by;  // routers
-    v1::RouterUsage usage;
+    v1::RouterUsage usage;           // of the last attempt
+    v1::CopyUsage copies_of_earlier;  // attempts, as far as they were told
     uint32_t moved_before = 0;  // experts_moved_version of earlier attempts
     RouterAttempt* attempt = nullptr;  // deletes itself
   };
@@ -339,6 +341,8 @@ bool GenerateCall::AwaitRouter(size_t index) {
 void GenerateCall::StartAttempt(size_t index, RouterLease lease) {
   Choice& choice = choices_[index];
   v1::RouterGenerateRequest request = choice.plan;
+  AddCopies(choice.usage.copies(), choice.copies_of_earlier);
+  choice.usage.clear_copies();
   request.mutable_generated_token_ids()->Add(choice.generated.begin(),
                                              choice.generated.end());
   // The tokens so far are of that snapshot; the rest is to be, too.
@@ -358,7 +362,7 @@ bool GenerateCall::OnRouterResponse(
   Choice& choice = choices_[index];
   if (ending_ || choice.done || choice.attempt != attempt) return true;
   // Before the text may end the choice.
-  if (response.has_usage()) choice.usage = response.usage();
+  if (response.has_usage()) choice.usage.MergeFrom(response.usage());
   if (request_.echo() && !choice.echoed) Echo(index, response);
   v1::GenerateResponse output;
   output.set_index(static_cast<uint32_t>(index));
@@ -500,6 +504,8 @@ v1::Usage GenerateCall::MakeUsage() const {
     if (!choice.usage.snapshot().empty()) {
       snapshots.insert(choice.usage.snapshot());
     }
+    AddCopies(choice.copies_of_earlier, *usage.mutable_copies());
+    AddCopies(choice.usage.copies(), *usage.mutable_copies());
   }
   usage.set_experts_moved_version(experts_moved);
   usage.mutable_snapshots()->Assign(snapshots.begin(), snapshots.end());

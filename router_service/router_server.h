@@ -22,12 +22,18 @@ namespace troupe {
 // value. `on_event` and `deadline` are left for the caller.
 absl::StatusOr<SequenceRequest> ToSequenceRequest(
     const v1::RouterGenerateRequest& request, const ModelConfig& config,
-    size_t max_context);
+    size_t max_context,
+    const FallbackPolicy& default_fallback = FallbackPolicy::Exact());
 
 struct RouterServerOptions {
   std::string name;
   std::string model_fingerprint;
   uint32_t max_queued_sequences = 0;
+  // Of requests that do not choose one.
+  FallbackPolicy default_fallback = FallbackPolicy::Exact();
+  // Told in the statistics.
+  double capacity_factor = 0.0;
+  RefuseBy refuse = RefuseBy::kPosition;
 };
 
 // Thread-safe. Does not own loop and experts (null for a dense model), which

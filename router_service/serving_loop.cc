@@ -46,7 +46,8 @@ ServingLoop::ServingLoop(ServingLoopOptions options, ModelRunner& runner,
                  }),
       tokens_per_expert_(runner.config().num_layers,
                          std::vector<uint64_t>(runner.config().num_experts, 0)),
-      step_load_(tokens_per_expert_) {
+      step_load_(tokens_per_expert_),
+      accounts_(runner.config()) {
   runner_.set_routing_observer(
       [this](size_t layer, const RoutingDecision& decision) {
         for (const int32_t expert : decision.topk_idx) {
@@ -125,6 +126,7 @@ void ServingLoop::GetStats(v1::RouterStats& stats) const {
     load.set_layer(static_cast<uint32_t>(layer));
     load.mutable_tokens_per_expert()->Assign(published_load_[layer].begin(),
                                              published_load_[layer].end());
+    CopyAccounts::Fill(published_copies_, load);
   }
 }
 
@@ -159,7 +161,8 @@ void ServingLoop::Run() {
     PinWaiting();
     EndOverdue("");
     AnswerChecks(stop);
-    const std::vector<Chunk> chunks = scheduler_.Schedule();
+    std::vector<Chunk> chunks = scheduler_.Schedule();
+    LeaveOutBlocked(chunks);
     if (!chunks.empty()) Step(chunks);
     PublishStats();
   }
@@ -199,6 +202,9 @@ bool ServingLoop::AnyOverdue() {
 bool ServingLoop::IsToBreakOff(const std::vector<Chunk>& chunks,
                                TokenDispatcher::WaitingFor what,
                                SteadyTime start) {
+  if (what == TokenDispatcher::WaitingFor::kReplica && IsBlocking(chunks)) {
+    return true;
+  }
   if (!AnyOverdue()) return false;
   const SteadyTime now = Now();
   if (what == TokenDispatcher::WaitingFor::kReplica ||
@@ -217,8 +223,11 @@ void ServingLoop::EndOverdue(const std::string& waits_for) {
     if (sequence->cancelled) {
       event.status = absl::CancelledError("cancelled");
     } else if (sequence->request.deadline <= now) {
-      const std::string& reason =
-          sequence->can_start ? waits_for : unknown_expert_;
+      const bool is_blocked =
+          waits_for.empty() && sequence->request.fallback.is_exact();
+      const std::string& reason = !sequence->can_start ? unknown_expert_
+                                  : is_blocked         ? blocked_by_
+                                                       : waits_for;
       event.status = reason.empty()
                          ? absl::DeadlineExceededError(
                                absl::StrCat("deadline passed after ",
@@ -238,6 +247,7 @@ void ServingLoop::End(Sequence* sequence, SequenceEvent event) {
   event.queue_ms = QueueMs(*sequence);
   event.snapshot = sequence->first_snapshot;
   event.experts_moved_version = sequence->experts_moved_version;
+  event.copies = sequence->copies;
   const std::unique_ptr<Sequence> ended = scheduler_.Remove(sequence);
   if (ended->request.on_event) ended->request.on_event(std::move(event));
   absl::MutexLock lock(&mu_);
@@ -286,6 +296,7 @@ void ServingLoop::Step(const std::vector<Chunk>& chunks) {
     }
     dispatcher_->set_deadline(deadline);
     SetSnapshots(chunks);
+    SetPolicies(chunks);
   }
   const absl::StatusOr<ConstFloatMatrix> logits = runner_.Forward(
       batch, dispatcher_, [&](TokenDispatcher::WaitingFor what) {
@@ -296,7 +307,12 @@ void ServingLoop::Step(const std::vector<Chunk>& chunks) {
     // Nothing is committed: those that stay run the same step again.
     totals_.set_step_seconds(totals_.step_seconds() + Seconds(Now() - start));
     if (dispatcher_ != nullptr) dispatcher_->set_snapshots({});
-    EndOverdue(std::string(logits.status().message()));
+    const std::string waits_for(logits.status().message());
+    if (IsBlocking(chunks)) {
+      blocked_by_ = waits_for;
+      blocked_epoch_ = dispatcher_->placement()->epoch();
+    }
+    EndOverdue(waits_for);
     return;
   }
   for (size_t layer = 0; layer < step_load_.size(); ++layer) {
@@ -366,6 +382,7 @@ void ServingLoop::Commit(const std::vector<Chunk>& chunks, const Batch& batch,
   });
 
   TakeMoves(chunks);
+  accounts_.Add(chunks, dispatcher_, totals_);
   // Nobody is to hold a snapshot that no sequence has.
   if (dispatcher_ != nullptr) dispatcher_->set_snapshots({});
   scheduler_.Commit(chunks);
@@ -380,6 +397,7 @@ void ServingLoop::Commit(const std::vector<Chunk>& chunks, const Batch& batch,
     event.preemptions = sequence.preemptions;
     event.queue_ms = QueueMs(sequence);
     event.cached_tokens = sequence.cached_tokens;
+    event.copies = sequence.copies;
     if (std::exchange(sequence.snapshot_is_news, false)) {
       event.snapshot = sequence.first_snapshot;
       event.experts_moved_version = sequence.experts_moved_version;
@@ -431,6 +449,7 @@ void ServingLoop::PublishStats() {
     stats.set_hop_seconds(dispatch.hop_seconds);
     stats.set_hops(dispatch.hops);
     stats.set_copies_moved_version(dispatch.copies_moved_version);
+    stats.set_copies_over_capacity(dispatch.copies_over_capacity);
     CountSnapshots(stats);
   }
   if (scheduler_.num_running() + scheduler_.num_waiting() == 0) {
@@ -439,6 +458,9 @@ void ServingLoop::PublishStats() {
   absl::MutexLock lock(&mu_);
   published_ = std::move(stats);
   published_load_ = tokens_per_expert_;
+  if (accounts_.TakeNews(dispatcher_)) {
+    published_copies_ = accounts_.by_expert();
+  }
   num_running_ = scheduler_.num_running();
 }
 
@@ -570,6 +592,37 @@ void ServingLoop::AnswerChecks(bool stop) {
       stop ? absl::UnavailableError("the router is shutting down")
            : scheduler_.CheckIntegrity();
   for (const IntegrityCallback& done : checks) done(sound);
+}
+
+void ServingLoop::SetPolicies(const std::vector<Chunk>& chunks) {
+  policies_.clear();
+  for (const Chunk& chunk : chunks) {
+    policies_.push_back({chunk.num_tokens, chunk.sequence->request.fallback});
+  }
+  dispatcher_->set_policies(policies_);
+}
+
+bool ServingLoop::IsBlocking(const std::vector<Chunk>& chunks) const {
+  const auto is_exact = [](const Chunk& chunk) {
+    return chunk.sequence->request.fallback.is_exact();
+  };
+  return std::any_of(chunks.begin(), chunks.end(), is_exact) &&
+         !std::all_of(chunks.begin(), chunks.end(), is_exact) &&
+         dispatcher_->placement()->Missing().has_value();
+}
+
+// They keep the blocks that were reserved for them, and are tried again when a
+// process comes or goes.
+void ServingLoop::LeaveOutBlocked(std::vector<Chunk>& chunks) {
+  if (blocked_by_.empty()) return;
+  if (dispatcher_->placement()->epoch() != blocked_epoch_ ||
+      !IsBlocking(chunks)) {
+    blocked_by_.clear();
+    return;
+  }
+  std::erase_if(chunks, [](const Chunk& chunk) {
+    return chunk.sequence->request.fallback.is_exact();
+  });
 }
 
 void ServingLoop::CheckIntegrity() {

@@ -17,6 +17,7 @@
 #include "common/clock.h"
 #include "common/thread_pool.h"
 #include "protos/cluster.pb.h"
+#include "router_service/copy_accounts.h"
 #include "router_service/dispatch/token_dispatcher.h"
 #include "router_service/engine/model_runner.h"
 #include "router_service/scheduler/scheduler.h"
@@ -94,6 +95,10 @@ class ServingLoop {
   // Versions that were gone in the step: their sequences go on with others.
   void TakeMoves(const std::vector<Chunk>& chunks);
   void CountSnapshots(v1::RouterStats& stats);
+  void SetPolicies(const std::vector<Chunk>& chunks);
+  // While an expert has no replica: sequences that may do without go on.
+  void LeaveOutBlocked(std::vector<Chunk>& chunks);
+  bool IsBlocking(const std::vector<Chunk>& chunks) const;
   void CheckIntegrity();
   void AnswerChecks(bool stop);
 
@@ -111,6 +116,12 @@ class ServingLoop {
   std::vector<std::vector<uint64_t>> tokens_per_expert_;
   std::vector<std::vector<uint64_t>> step_load_;
   SteadyTime next_check_;  // of the scheduler's integrity
+  CopyAccounts accounts_;
+  std::vector<PolicyRows> policies_;  // of the step
+  // What exact sequences wait for without holding up the others, since that
+  // epoch of the placement; empty: nothing.
+  std::string blocked_by_;
+  uint64_t blocked_epoch_ = 0;
 
   mutable absl::Mutex mu_;
   std::vector<std::unique_ptr<Sequence>> submitted_ ABSL_GUARDED_BY(mu_);
@@ -123,6 +134,7 @@ class ServingLoop {
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   v1::RouterStats published_ ABSL_GUARDED_BY(mu_);
   std::vector<std::vector<uint64_t>> published_load_ ABSL_GUARDED_BY(mu_);
+  CopyAccounts::ByExpert published_copies_ ABSL_GUARDED_BY(mu_);
 
   std::thread thread_;
 };

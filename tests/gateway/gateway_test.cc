@@ -200,7 +200,13 @@ TEST_F(GatewayTest, UsageSaysWhatWasCachedForEveryChoice) {
   AddRouter([](const v1::RouterGenerateRequest& request) {
     FakeRouterScript script = Recite(kStory, request);
     const auto seed = static_cast<uint32_t>(request.sampling().seed() % 2);
-    script.responses[0].mutable_usage()->set_cached_tokens(3 + seed);
+    v1::RouterUsage& usage = *script.responses[0].mutable_usage();
+    usage.set_cached_tokens(3 + seed);
+    usage.mutable_copies()->set_first_choice(10);
+    usage.mutable_copies()->set_dropped(2);
+    // Later ones hold the copies alone, and replace the earlier ones.
+    v1::RouterUsage& later = *script.responses[1].mutable_usage();
+    later.mutable_copies()->set_first_choice(20);
     return script;
   });
   StartGateway();
@@ -212,6 +218,8 @@ TEST_F(GatewayTest, UsageSaysWhatWasCachedForEveryChoice) {
   ASSERT_TRUE(result.status.ok()) << result.status.error_message();
   EXPECT_EQ(result.choices[0].text, "O");
   EXPECT_EQ(result.usage.cached_tokens(), 3u);
+  EXPECT_EQ(result.usage.copies().dropped(), 8 * 2u);
+  EXPECT_GE(result.usage.copies().first_choice(), 8 * 10u);
   // Never more than the prompt has, whatever a router says.
   routers_[0]->SetBehaviour([](const v1::RouterGenerateRequest& call) {
     FakeRouterScript script = Recite(kStory, call);

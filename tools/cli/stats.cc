@@ -14,6 +14,7 @@
 #include "google/protobuf/util/json_util.h"
 #include "tools/cli/command.h"
 #include "tools/cli/gateway_client.h"
+#include "tools/cli/generation_flags.h"
 #include "tools/cli/heat_map.h"
 #include "tools/cli/interrupts.h"
 #include "tools/cli/terminal.h"
@@ -102,6 +103,20 @@ std::string VersionLines(const v1::RouterStats& router) {
   return text;
 }
 
+std::string FallbackLine(const v1::RouterStats& router) {
+  std::string text = absl::StrCat("  fallback ", router.fallback());
+  if (router.capacity_factor() > 0) {
+    absl::StrAppendFormat(&text, ", capacity factor %g by %s, %d over it",
+                          router.capacity_factor(), router.refuse(),
+                          router.copies_over_capacity());
+  }
+  const std::string copies = DescribeCopies(router.copies());
+  return absl::StrCat(
+      text, "; copies: ",
+      FormatCount(static_cast<double>(router.copies().first_choice())),
+      " by first choice", copies.empty() ? "" : ", ", copies, "\n");
+}
+
 std::string RouterLines(const v1::RouterStats& router) {
   const double steps = std::max<double>(static_cast<double>(router.steps()), 1);
   std::string text = absl::StrFormat(
@@ -140,6 +155,7 @@ std::string RouterLines(const v1::RouterStats& router) {
       FormatCount(static_cast<double>(router.copies_dispatched())),
       router.copies_resent(), router.copies_refused(), router.copies_dropped());
   text += VersionLines(router);
+  text += FallbackLine(router);
   if (router.peers_size() > 0) {
     absl::StrAppendFormat(&text, "  %-14s %-9s %-5s %9s %9s %12s %9s %9s %9s\n",
                           "peer", "state", "hop", "room", "messages",
