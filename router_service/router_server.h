@@ -27,6 +27,7 @@ absl::StatusOr<SequenceRequest> ToSequenceRequest(
 struct RouterServerOptions {
   std::string name;
   std::string model_fingerprint;
+  std::string numeric_format;  // of RouterDescription
   uint32_t max_queued_sequences = 0;
 };
 
@@ -39,7 +40,9 @@ class RouterServer final : public v1::Router::CallbackService {
 
   // READY, or what is missing.
   v1::RouterDescription Description() const;
-  void StartDraining();
+  // Takes no new sequences; tells gateways to move what still runs after
+  // `leave_after` to other routers.
+  void StartDraining(milliseconds leave_after);
 
   grpc::ServerWriteReactor<v1::RouterGenerateResponse>* Generate(
       grpc::CallbackServerContext* context,
@@ -59,6 +62,7 @@ class RouterServer final : public v1::Router::CallbackService {
   ServingLoop& loop_;
   ExpertPool* const experts_;
   std::atomic<bool> draining_ = false;
+  std::atomic<SteadyTime> leave_at_ = kNoDeadline;
 };
 
 }  // namespace troupe

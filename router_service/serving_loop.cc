@@ -49,6 +49,7 @@ ServingLoop::ServingLoop(ServingLoopOptions options, ModelRunner& runner,
   if (dispatcher != nullptr) weights_version_ = dispatcher->weights_version();
   runner_.set_routing_observer(
       [this](size_t layer, const RoutingDecision& decision) {
+        ++progress_;
         for (const int32_t expert : decision.topk_idx) {
           if (expert >= 0) {
             ++step_load_[layer][static_cast<size_t>(expert)];
@@ -106,6 +107,11 @@ void ServingLoop::Cancel(uint64_t seq_id) {
 void ServingLoop::StartDraining() {
   absl::MutexLock lock(&mu_);
   draining_ = true;
+}
+
+size_t ServingLoop::num_sequences() const {
+  absl::MutexLock lock(&mu_);
+  return num_sequences_;
 }
 
 bool ServingLoop::WaitUntilIdle(milliseconds limit) {
@@ -306,6 +312,7 @@ void ServingLoop::Step(const std::vector<Chunk>& chunks) {
   }
   totals_.set_logit_rows(totals_.logit_rows() + logits->rows);
   Commit(chunks, batch, *logits);
+  ++progress_;
   totals_.set_steps(totals_.steps() + 1);
   totals_.set_step_seconds(totals_.step_seconds() + Seconds(Now() - start));
 }
