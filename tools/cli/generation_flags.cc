@@ -99,9 +99,14 @@ std::string DescribeUsage(const v1::Usage& usage) {
   if (usage.cached_tokens() > 0) {
     cached = absl::StrFormat(" (%d cached)", usage.cached_tokens());
   }
-  return absl::StrFormat(
-      "%d%s + %d tokens, first after %.0f ms%s, seed %d", usage.prompt_tokens(),
-      cached, usage.completion_tokens(), usage.ttft_ms(), rate, usage.seed());
+  std::string moved;
+  if (usage.moved_streams() > 0) {
+    moved = absl::StrFormat(", router changed %d times", usage.moved_streams());
+  }
+  return absl::StrFormat("%d%s + %d tokens, first after %.0f ms%s%s, seed %d",
+                         usage.prompt_tokens(), cached,
+                         usage.completion_tokens(), usage.ttft_ms(), rate,
+                         moved, usage.seed());
 }
 
 }  // namespace troupe
