@@ -152,6 +152,8 @@ absl::Status Serve(const Options& options) {
   RouterServerOptions service_options;
   service_options.name = options.name;
   service_options.model_fingerprint = checkpoint->fingerprint();
+  service_options.numeric_format =
+      absl::StrCat("kv ", options.kv_dtype, ", wire ", options.wire_dtype);
   service_options.max_queued_sequences =
       static_cast<uint32_t>(options.max_queued);
   ABSL_ASSIGN_OR_RETURN(service_options.default_fallback,
@@ -179,11 +181,18 @@ absl::Status Serve(const Options& options) {
   WaitForTermination(drain + milliseconds(5000));
   spdlog::info("draining");
   server->SetServing(false);
-  service.StartDraining();
-  if (!loop.WaitUntilIdle(drain)) {
-    spdlog::warn("drain time is over with sequences still running");
+  // Short sequences end here, and cost nobody a second prefill; gateways move
+  // long ones in the second half.
+  service.StartDraining(drain / 2);
+  const bool idle = loop.WaitUntilIdle(drain);
+  if (!idle) {
+    spdlog::warn(
+        "drain time is over: {} sequences are ended; gateways go on "
+        "with them elsewhere",
+        loop.num_sequences());
   }
-  server->Shutdown(milliseconds(2000));
+  // The last answers are on their way; the rest has had its time.
+  server->Shutdown(milliseconds(idle ? 2000 : 0));
   return absl::OkStatus();
 }
 

@@ -178,9 +178,8 @@ class RouterServer::Call final
     };
     const absl::StatusOr<uint64_t> seq_id = loop_.Submit(std::move(request));
     if (!seq_id.ok()) {
-      End(absl::IsResourceExhausted(seq_id.status())
-              ? ResourceExhaustedStatus(seq_id.status(), 1000)
-              : ToGrpcStatus(seq_id.status()));
+      // The queue is full, or the router drains.
+      End(RefusedStatus(seq_id.status(), 1000));
       return;
     }
     absl::MutexLock lock(&state_->mu);
@@ -310,11 +309,20 @@ v1::RouterDescription RouterServer::Description() const {
       description.set_detail(*missing);
     }
   }
-  if (draining_) description.set_state(v1::SERVING_STATE_DRAINING);
+  description.set_sequences(static_cast<uint32_t>(loop_.num_sequences()));
+  description.set_progress(loop_.progress());
+  description.set_numeric_format(options_.numeric_format);
+  if (draining_) {
+    description.set_state(v1::SERVING_STATE_DRAINING);
+    const SteadyTime::duration left = leave_at_.load() - Clock::Real().Now();
+    description.set_leave_in_ms(static_cast<uint32_t>(std::max<int64_t>(
+        0, std::chrono::duration_cast<milliseconds>(left).count())));
+  }
   return description;
 }
 
-void RouterServer::StartDraining() {
+void RouterServer::StartDraining(milliseconds leave_after) {
+  leave_at_ = Clock::Real().Now() + leave_after;
   draining_ = true;
   loop_.StartDraining();
 }

@@ -50,6 +50,7 @@ ServingLoop::ServingLoop(ServingLoopOptions options, ModelRunner& runner,
       accounts_(runner.config()) {
   runner_.set_routing_observer(
       [this](size_t layer, const RoutingDecision& decision) {
+        ++progress_;
         for (const int32_t expert : decision.topk_idx) {
           if (expert >= 0) {
             ++step_load_[layer][static_cast<size_t>(expert)];
@@ -107,6 +108,11 @@ void ServingLoop::Cancel(uint64_t seq_id) {
 void ServingLoop::StartDraining() {
   absl::MutexLock lock(&mu_);
   draining_ = true;
+}
+
+size_t ServingLoop::num_sequences() const {
+  absl::MutexLock lock(&mu_);
+  return num_sequences_;
 }
 
 bool ServingLoop::WaitUntilIdle(milliseconds limit) {
@@ -331,6 +337,7 @@ void ServingLoop::Step(const std::vector<Chunk>& chunks) {
   }
   totals_.set_logit_rows(totals_.logit_rows() + logits->rows);
   Commit(chunks, batch, *logits);
+  ++progress_;
   totals_.set_steps(totals_.steps() + 1);
   totals_.set_step_seconds(totals_.step_seconds() + Seconds(Now() - start));
 }

@@ -56,6 +56,12 @@ class ServingLoop {
   // Waits until no sequence is left, at most for `limit`.
   bool WaitUntilIdle(milliseconds limit);
 
+  // Sequences that run or wait.
+  size_t num_sequences() const;
+  // Changes with every step and every MoE layer that is computed: whoever sees
+  // it stand still while there are sequences sees a loop that is stuck.
+  uint64_t progress() const { return progress_; }
+
   // Longest context in tokens: that of the model, or what the KV cache holds.
   size_t max_context() const { return max_context_; }
 
@@ -122,6 +128,7 @@ class ServingLoop {
   // epoch of the placement; empty: nothing.
   std::string blocked_by_;
   uint64_t blocked_epoch_ = 0;
+  std::atomic<uint64_t> progress_{0};
 
   mutable absl::Mutex mu_;
   std::vector<std::unique_ptr<Sequence>> submitted_ ABSL_GUARDED_BY(mu_);

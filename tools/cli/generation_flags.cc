@@ -120,10 +120,14 @@ std::string DescribeUsage(const v1::Usage& usage) {
     copies = absl::StrCat("; copies: ", usage.copies().first_choice(),
                           " by first choice, ", copies);
   }
-  return absl::StrFormat("%d%s + %d tokens, first after %.0f ms%s, seed %d%s",
+  std::string moved;
+  if (usage.moved_streams() > 0) {
+    moved = absl::StrFormat(", router changed %d times", usage.moved_streams());
+  }
+  return absl::StrFormat("%d%s + %d tokens, first after %.0f ms%s%s, seed %d%s",
                          usage.prompt_tokens(), cached,
                          usage.completion_tokens(), usage.ttft_ms(), rate,
-                         usage.seed(), copies);
+                         moved, usage.seed(), copies);
 }
 
 std::string DescribeCopies(const v1::CopyUsage& copies) {

@@ -41,16 +41,53 @@ std::vector<HeatMapRow> LayersOf(const v1::ClusterStats& stats) {
   return MergeLayers(rows);
 }
 
+// Where its streams go, and how each router is.
+std::string RouterPeerLines(const v1::GatewayStats& gateway) {
+  std::string text;
+  if (gateway.router_peers_size() > 0) {
+    text =
+        absl::StrFormat("  %-24s %-10s %8s %8s %6s %6s %10s\n", "router",
+                        "state", "streams", "so far", "moved", "lost", "probe");
+  }
+  for (const v1::RouterPeer& peer : gateway.router_peers()) {
+    absl::StrAppendFormat(
+        &text, "  %-24s %-10s %8d %8s %6d %6d %7.1f ms\n",
+        peer.name().empty() ? peer.address() : peer.name(),
+        peer.removed() ? absl::StrCat(peer.state(), "*") : peer.state(),
+        peer.active_streams(), FormatCount(static_cast<double>(peer.streams())),
+        peer.moved_streams(), peer.lost_streams(), peer.probe_ms_mean());
+    if (!peer.reason().empty() && peer.reason() != peer.state()) {
+      absl::StrAppend(&text, "    ", peer.reason(), "\n");
+    }
+    if (peer.removed()) {
+      absl::StrAppend(&text, "    * no longer among the addresses\n");
+    }
+  }
+  for (const v1::DiscoveryStats& source : gateway.router_discovery()) {
+    absl::StrAppend(&text, "  routers of ", source.source(), ": ",
+                    source.addresses(), source.last_error().empty() ? "" : "; ",
+                    source.last_error(), "\n");
+  }
+  return text;
+}
+
 std::string GatewayLines(const v1::GatewayStats& gateway) {
   return absl::StrFormat(
-      "%s: %d of %d requests active; %d served, %d refused, %d failed, %d "
-      "cancelled\n  tokens in %s, out %s; %s resident\n",
-      gateway.name(), gateway.active_requests(), gateway.max_requests(),
-      gateway.requests_ok(), gateway.requests_refused(),
-      gateway.requests_failed(), gateway.requests_cancelled(),
-      FormatCount(static_cast<double>(gateway.prompt_tokens())),
-      FormatCount(static_cast<double>(gateway.completion_tokens())),
-      FormatBytes(static_cast<double>(gateway.resident_bytes())));
+             "%s%s: %d of %d requests active; %d served, %d refused, %d "
+             "failed, %d cancelled; %d streams moved\n"
+             "  tokens in %s, out %s; %s resident\n",
+             gateway.name(),
+             gateway.state() == v1::SERVING_STATE_DRAINING  ? " (draining)"
+             : gateway.state() == v1::SERVING_STATE_LOADING ? " (not ready)"
+                                                            : "",
+             gateway.active_requests(), gateway.max_requests(),
+             gateway.requests_ok(), gateway.requests_refused(),
+             gateway.requests_failed(), gateway.requests_cancelled(),
+             gateway.moved_streams(),
+             FormatCount(static_cast<double>(gateway.prompt_tokens())),
+             FormatCount(static_cast<double>(gateway.completion_tokens())),
+             FormatBytes(static_cast<double>(gateway.resident_bytes()))) +
+         RouterPeerLines(gateway);
 }
 
 std::string PeerLine(const v1::ExpertPeer& peer) {
