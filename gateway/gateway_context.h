@@ -10,6 +10,7 @@
 #include "absl/synchronization/mutex.h"
 #include "common/clock.h"
 #include "gateway/admission.h"
+#include "gateway/balance_board.h"
 #include "gateway/generate_plan.h"
 #include "gateway/router_pool.h"
 #include "gateway/served_model.h"
@@ -79,6 +80,7 @@ struct GatewayContext {
 
   // Own synchronisation.
   GatewayCounters counters;
+  BalanceBoard balance_board;
   Admission& admission;
   RouterPool& routers;
   WorkQueue& work_queue;

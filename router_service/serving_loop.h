@@ -14,6 +14,8 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "cluster/collapse_detector.h"
+#include "cluster/load_tracker.h"
 #include "common/clock.h"
 #include "common/thread_pool.h"
 #include "protos/cluster.pb.h"
@@ -26,7 +28,9 @@ namespace troupe {
 struct ServingLoopOptions {
   SchedulerOptions scheduler;
   size_t num_kv_blocks = 0;
-  size_t max_queued_sequences = 256;  // that wait; more are refused
+  size_t max_queued_sequences = 256;   // that wait; more are refused
+  double load_half_life_seconds = 30;  // of LayerLoad.recent_...
+  CollapseOptions collapse;
 };
 
 // One thread that repeats: take news, schedule, run, sample, commit. Does not
@@ -94,6 +98,8 @@ class ServingLoop {
   // Versions that were gone in the step: their sequences go on with others.
   void TakeMoves(const std::vector<Chunk>& chunks);
   void CountSnapshots(v1::RouterStats& stats);
+  // Counts a step that was committed; warns of collapsed layers.
+  void CountLoad();
   void CheckIntegrity();
   void AnswerChecks(bool stop);
 
@@ -110,6 +116,9 @@ class ServingLoop {
   // [layer][expert], of all steps and of the one that runs.
   std::vector<std::vector<uint64_t>> tokens_per_expert_;
   std::vector<std::vector<uint64_t>> step_load_;
+  LoadTracker recent_load_;
+  CollapseDetector collapse_;
+  SteadyTime next_look_;   // for collapsed layers
   SteadyTime next_check_;  // of the scheduler's integrity
 
   mutable absl::Mutex mu_;
@@ -123,6 +132,7 @@ class ServingLoop {
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   v1::RouterStats published_ ABSL_GUARDED_BY(mu_);
   std::vector<std::vector<uint64_t>> published_load_ ABSL_GUARDED_BY(mu_);
+  LoadTracker published_recent_ ABSL_GUARDED_BY(mu_);
 
   std::thread thread_;
 };

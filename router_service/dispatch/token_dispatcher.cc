@@ -226,22 +226,31 @@ void TokenDispatcher::Send(const std::shared_ptr<Exchange>& exchange) {
              (options_.hidden_size * SizeOf(options_.wire_dtype))));
   for (std::vector<CopyRun>& runs : runs_of_peer_) runs.clear();
   size_t num_left = 0;
+  // The largest first: the small ones then fill up what is uneven.
+  std::sort(exchange->homeless.begin(), exchange->homeless.end(),
+            [](const Exchange::Homeless& a, const Exchange::Homeless& b) {
+              const uint32_t rows_a = a.run.end - a.run.begin;
+              const uint32_t rows_b = b.run.end - b.run.begin;
+              return std::tie(rows_b, a.run.expert, a.run.begin) <
+                     std::tie(rows_a, b.run.expert, b.run.begin);
+            });
   for (Exchange::Homeless& homeless : exchange->homeless) {
     std::optional<size_t> peer;
     if (homeless.not_before <= now) {
       MoveIfGone(*exchange, *placement, homeless.since, now, homeless.run);
       const size_t expert = homeless.run.expert;
       const auto avoid = exchange->avoid.find(expert);
-      peer = experts_.Choose(*placement, exchange->layer, expert,
-                             avoid == exchange->avoid.end()
-                                 ? absl::Span<const size_t>()
-                                 : avoid->second,
-                             homeless.run.version);
+      peer = experts_.Choose(
+          *placement, exchange->layer, expert,
+          avoid == exchange->avoid.end() ? absl::Span<const size_t>()
+                                         : avoid->second,
+          homeless.run.version, homeless.run.end - homeless.run.begin);
       if (!peer.has_value() && avoid != exchange->avoid.end()) {
         // Nobody else: those that refused or failed may be asked again.
         exchange->avoid.erase(avoid);
         peer = experts_.Choose(*placement, exchange->layer, expert, {},
-                               homeless.run.version);
+                               homeless.run.version,
+                               homeless.run.end - homeless.run.begin);
       }
     }
     if (peer.has_value()) {
