@@ -12,7 +12,9 @@
 namespace troupe {
 namespace {
 
-constexpr uint64_t kMaxRows = uint64_t{1} << 62;
+constexpr uint64_t kMaxRows = uint64_t{1} << 40;
+// Of the latest message in the service time of a row.
+constexpr double kSmoothing = 0.05;
 // How often it is looked whether sequences still have versions that leave.
 constexpr absl::Duration kReleasePoll = absl::Milliseconds(5);
 
@@ -82,6 +84,28 @@ class ExpertPool::PoolMember final : public ExpertPeer::Listener {
     }
   }
 
+  ReplicaLoad Load() const {
+    // What the peer says may be any number.
+    const uint64_t capacity =
+        std::min(description.queue_capacity_rows(), kMaxRows);
+    const uint64_t room = std::min(free_rows, capacity);
+    ReplicaLoad load;
+    load.rows_ahead = in_flight_rows + chosen_rows + (capacity - room);
+    load.chosen_rows = chosen_rows;
+    load.free_rows =
+        static_cast<int64_t>(room) -
+        static_cast<int64_t>(std::min(in_flight_rows + chosen_rows, kMaxRows));
+    load.us_per_row = us_per_row;
+    load.sent = sent;
+    return load;
+  }
+
+  void NoteServiceTime(uint32_t compute_us, uint64_t rows) {
+    const double sample = std::max(
+        0.01, static_cast<double>(compute_us) / static_cast<double>(rows));
+    us_per_row += us_per_row == 0 ? sample : kSmoothing * (sample - us_per_row);
+  }
+
   ExpertPool* const pool;
   const size_t index;
   const std::string address;
@@ -97,8 +121,10 @@ class ExpertPool::PoolMember final : public ExpertPeer::Listener {
   std::set<std::tuple<uint32_t, uint32_t, uint64_t>> released;
   uint64_t free_rows = 0;  // of the last answer
   uint64_t in_flight_rows = 0;
-  uint64_t sent = 0;      // messages
-  uint64_t messages = 0;  // answered
+  uint64_t chosen_rows = 0;  // by Choose, and not sent yet
+  double us_per_row = 0;     // in the grouped GEMM, of late
+  uint64_t sent = 0;         // messages
+  uint64_t messages = 0;     // answered
   uint64_t failures = 0;
   // Sums over messages.
   double round_trip_seconds = 0.0;
@@ -251,28 +277,25 @@ std::shared_ptr<const Placement> ExpertPool::placement() const {
 std::optional<size_t> ExpertPool::Choose(const Placement& placement,
                                          size_t layer, size_t expert,
                                          absl::Span<const size_t> avoid,
-                                         uint64_t version) {
+                                         uint64_t version, uint64_t rows) {
   const absl::Span<const size_t> replicas =
       placement.Replicas(layer, expert, version);
   absl::MutexLock lock(&mu_);
-  std::optional<size_t> best;
-  int64_t best_room = 0;
+  candidates_.clear();
+  loads_.clear();
   for (const size_t peer : replicas) {
     const PoolMember& member = *members_[peer];
     if (!member.connected ||
         std::find(avoid.begin(), avoid.end(), peer) != avoid.end()) {
       continue;
     }
-    // What the peer says may be any number.
-    const int64_t room =
-        static_cast<int64_t>(std::min(member.free_rows, kMaxRows)) -
-        static_cast<int64_t>(member.in_flight_rows);
-    if (!best.has_value() || room > best_room ||
-        (room == best_room && member.sent < members_[*best]->sent)) {
-      best = peer;
-      best_room = room;
-    }
+    candidates_.push_back(peer);
+    loads_.push_back(member.Load());
   }
+  if (candidates_.empty()) return std::nullopt;
+  const size_t best = candidates_[ChooseReplica(
+      loads_, std::max<uint64_t>(rows, 1), Draw())];
+  members_[best]->chosen_rows += rows;
   return best;
 }
 
@@ -290,6 +313,15 @@ uint64_t ExpertPool::Room(const Placement& placement, size_t layer,
   return most;
 }
 
+// The same until something is sent: the experts of a layer go into the same
+// messages. (The mixing steps of MurmurHash3.)
+uint64_t ExpertPool::Draw() const {
+  uint64_t x = num_sent_;
+  x = (x ^ (x >> 33)) * 0xff51afd7ed558ccdu;
+  x = (x ^ (x >> 33)) * 0xc4ceb9fe1a85ec53u;
+  return x ^ (x >> 33);
+}
+
 void ExpertPool::Send(size_t peer, const ExpertBatch& batch,
                       size_t payload_bytes, ExpertPeer::WritePayload write,
                       ExpertPeer::OutputCallback done) {
@@ -298,7 +330,9 @@ void ExpertPool::Send(size_t peer, const ExpertBatch& batch,
   {
     absl::MutexLock lock(&mu_);
     member->in_flight_rows += rows;
+    member->chosen_rows -= std::min(member->chosen_rows, rows);
     ++member->sent;
+    ++num_sent_;
   }
   const SteadyTime sent = std::chrono::steady_clock::now();
   member->peer->Send(batch, payload_bytes, write,
@@ -314,6 +348,7 @@ void ExpertPool::Send(size_t peer, const ExpertBatch& batch,
                                std::chrono::duration<double>(
                                    std::chrono::steady_clock::now() - sent)
                                    .count();
+                           member->NoteServiceTime(output->compute_us, rows);
                            member->compute_seconds += 1e-6 * output->compute_us;
                            member->queue_seconds += 1e-6 * output->queue_us;
                          }

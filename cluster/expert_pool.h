@@ -16,6 +16,7 @@
 #include "absl/types/span.h"
 #include "cluster/expert_peer.h"
 #include "cluster/placement.h"
+#include "cluster/replica_choice.h"
 #include "common/clock.h"
 #include "common/rpc/doorbell.h"
 
@@ -49,14 +50,13 @@ class ExpertPool {
 
   std::shared_ptr<const Placement> placement() const;
 
-  // Of the version with that key (0: the current one), the replica with the
-  // most room; with equal room the one that was sent the
-  // fewest messages, so that experts which share processes also share a
-  // message. None when no replica is left. `avoid`: peers that just refused or
-  // failed.
+  // A replica of the version with that key (0: the current one): the one that
+  // ChooseReplica takes for `rows` more rows, which count as if they were
+  // there until they are sent. None when no replica is left. `avoid`: peers
+  // that just refused or failed.
   std::optional<size_t> Choose(const Placement& placement, size_t layer,
                                size_t expert, absl::Span<const size_t> avoid,
-                               uint64_t version = 0);
+                               uint64_t version = 0, uint64_t rows = 0);
   // Rows that the process with the most room for the version could take, as far
   // as its last answer and what is in flight tell; 0: none is connected.
   uint64_t Room(const Placement& placement, size_t layer, size_t expert,
@@ -80,6 +80,7 @@ class ExpertPool {
  private:
   class PoolMember;
 
+  uint64_t Draw() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Maintain();
   void Rebuild() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Notes a snapshot, forgets those that are gone.
@@ -95,6 +96,10 @@ class ExpertPool {
   std::shared_ptr<const Placement> placement_ ABSL_GUARDED_BY(mu_);
   std::vector<std::weak_ptr<const ModelSnapshot>> snapshots_
       ABSL_GUARDED_BY(mu_);
+  // Of Choose; kept, so that it allocates nothing.
+  std::vector<size_t> candidates_ ABSL_GUARDED_BY(mu_);
+  std::vector<ReplicaLoad> loads_ ABSL_GUARDED_BY(mu_);
+  uint64_t num_sent_ ABSL_GUARDED_BY(mu_) = 0;  // messages
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   bool lost_ ABSL_GUARDED_BY(mu_) = false;            // news for Maintain()
   std::vector<std::unique_ptr<PoolMember>> members_;  // fixed

@@ -22,6 +22,9 @@ constexpr size_t kMergedOutput = Workspace::kFirstCallerSlot + 1;
 // batches wait for this.
 constexpr milliseconds kLookWithoutBell(1000);
 
+// Of the past that the busy share is a mean of.
+constexpr double kBusySeconds = 5;
+
 uint32_t Microseconds(SteadyTime::duration duration) {
   return static_cast<uint32_t>(
       std::chrono::duration_cast<std::chrono::microseconds>(duration).count());
@@ -95,7 +98,8 @@ ExpertBatcher::ExpertBatcher(ExpertBackend& backend, uint64_t capacity_rows,
       limits_(backend.limits()),
       capacity_rows_(capacity_rows),
       bell_(bell != nullptr ? std::move(bell) : Doorbell::Create()),
-      source_(source) {
+      source_(source),
+      busy_meter_(kBusySeconds, start_) {
   if (thread == Thread::kOwn) thread_ = std::thread([this] { Run(); });
 }
 
@@ -190,6 +194,10 @@ void ExpertBatcher::GetStats(v1::ExpertStats& stats) const {
   absl::MutexLock lock(&mu_);
   stats.MergeFrom(stats_);
   stats.set_queued_rows(queued_rows_);
+  stats.set_free_rows(capacity_rows_ - std::min(capacity_rows_, queued_rows_));
+  const SteadyTime now = std::chrono::steady_clock::now();
+  stats.set_busy_share(busy_meter_.Share(now));
+  stats.set_uptime_seconds(std::chrono::duration<double>(now - start_).count());
 }
 
 absl::Status ExpertBatcher::CheckIntegrity() const {
@@ -233,6 +241,7 @@ bool ExpertBatcher::TakeGroup() {
   absl::MutexLock lock(&mu_);
   if (queue_.empty()) return false;
   running_ = true;
+  busy_meter_.Begin(std::chrono::steady_clock::now());
   const uint32_t layer = queue_.front().call->batch.layer;
   const auto others = std::stable_partition(
       queue_.begin(), queue_.end(),
@@ -276,6 +285,7 @@ void ExpertBatcher::Compute() {
   {
     absl::MutexLock lock(&mu_);
     queued_rows_ -= rows;
+    busy_meter_.End(end);
     free_rows = capacity_rows_ - std::min(capacity_rows_, queued_rows_);
     stats_.set_batches(stats_.batches() + (num_live == 0 ? 0 : 1));
     stats_.set_messages(stats_.messages() + num_live);

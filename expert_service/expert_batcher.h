@@ -13,6 +13,7 @@
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/types/span.h"
+#include "cluster/busy_meter.h"
 #include "common/clock.h"
 #include "common/rpc/doorbell.h"
 #include "expert_service/expert_backend.h"
@@ -121,6 +122,7 @@ class ExpertBatcher {
   ExpertBackend& backend_;
   const FrameLimits limits_;
   const uint64_t capacity_rows_;
+  const SteadyTime start_ = std::chrono::steady_clock::now();
   const std::shared_ptr<Doorbell> bell_;
   BatchSource* const source_;
 
@@ -140,6 +142,7 @@ class ExpertBatcher {
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   bool running_ ABSL_GUARDED_BY(mu_) = false;
   v1::ExpertStats stats_ ABSL_GUARDED_BY(mu_);
+  BusyMeter busy_meter_ ABSL_GUARDED_BY(mu_);
 
   std::thread thread_;
 };

@@ -21,6 +21,7 @@
 #include "expert_service/expert_server.h"
 #include "expert_service/expert_store.h"
 #include "expert_service/expert_transactions.h"
+#include "expert_service/paced_backend.h"
 #include "expert_service/shm_expert_edge.h"
 #include "kernels/cpu_features.h"
 #include "model/checkpoint.h"
@@ -41,6 +42,7 @@ struct Options {
   bool no_shm = false;
   std::string shm_socket;  // empty: a name of its own
   uint64_t hop_ring_kb = 4096;
+  double pace_us_per_copy = 0;
   int drain_seconds = 30;
   std::string log_level = "info";
   bool die_with_parent = false;
@@ -116,6 +118,7 @@ absl::Status Serve(const Options& options) {
   ThreadPool pool(options.num_threads == 0 ? AvailableThreads()
                                            : options.num_threads);
   std::unique_ptr<CpuExpertBackend> backend;
+  std::unique_ptr<PacedBackend> paced;
   std::unique_ptr<ExpertBatcher> batcher;
   ExpertServer service(std::move(description), limits);
   ExpertAdminServer admin(service);
@@ -135,7 +138,14 @@ absl::Status Serve(const Options& options) {
                                    },
                                    options.label));
   backend = std::make_unique<CpuExpertBackend>(*store, pool);
-  batcher = std::make_unique<ExpertBatcher>(*backend, options.queue_rows, bell,
+  if (options.pace_us_per_copy > 0) {
+    spdlog::warn("an experiment: every copy takes at least {} us",
+                 options.pace_us_per_copy);
+    paced = std::make_unique<PacedBackend>(*backend, options.pace_us_per_copy);
+  }
+  ExpertBackend& computing =
+      paced != nullptr ? static_cast<ExpertBackend&>(*paced) : *backend;
+  batcher = std::make_unique<ExpertBatcher>(computing, options.queue_rows, bell,
                                             shm.get());
   service.SetReady(batcher.get(), store->versions(), store->num_bytes());
   ExpertTransactionsOptions transaction_options;
@@ -227,6 +237,11 @@ int main(int argc, char** argv) {
       ->envname("TROUPE_HOP_RING_KB")
       ->check(CLI::Range(64, 1 << 20))
       ->capture_default_str();
+  app.add_option("--pace-us-per-copy", options.pace_us_per_copy,
+                 "For experiments: be as slow as a processor that needs that "
+                 "long for a routed copy")
+      ->check(CLI::Range(0.0, 1e6))
+      ->group("Experiments");
   app.add_option("--drain-seconds", options.drain_seconds,
                  "Longest time to finish what is queued after SIGTERM")
       ->envname("TROUPE_DRAIN_SECONDS")

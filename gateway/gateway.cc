@@ -38,6 +38,15 @@ class GatewayService final : public v1::Gateway::CallbackService {
     return StartStatsCall(context_, server_context, request, response);
   }
 
+  grpc::ServerUnaryReactor* ReportBalance(
+      grpc::CallbackServerContext* server_context,
+      const v1::BalanceReport* request, v1::ReportBalanceResponse*) override {
+    grpc::ServerUnaryReactor* reactor = server_context->DefaultReactor();
+    reactor->Finish(ToGrpcStatus(
+        context_.balance_board.Report(*request, Clock::Real().Now())));
+    return reactor;
+  }
+
   grpc::ServerUnaryReactor* Tokenize(
       grpc::CallbackServerContext* server_context,
       const v1::TokenizeRequest* request,

@@ -12,6 +12,7 @@
 #include "cluster/address_source.h"
 #include "common/clock.h"
 #include "gateway/admission.h"
+#include "gateway/balance_board.h"
 #include "gateway/generate_plan.h"
 #include "gateway/router_pool.h"
 #include "gateway/served_model.h"
@@ -83,6 +84,7 @@ struct GatewayContext {
 
   // Own synchronisation.
   GatewayCounters counters;
+  BalanceBoard balance_board;
   Admission& admission;
   AddressSource& router_addresses;
   RouterPool& routers;

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "cluster/load_summary.h"
 #include "common/rpc/rpc_channel.h"
 #include "protos/expert.grpc.pb.h"
 #include "protos/router.grpc.pb.h"
@@ -118,6 +119,8 @@ class StatsCall : public std::enable_shared_from_this<StatsCall> {
         response_->add_unreachable(query.address);
       }
     }
+    SummarizeLoad(*response_);
+    context_.balance_board.Describe(Clock::Real().Now(), *response_);
     reactor_->Finish(grpc::Status::OK);
   }
 

@@ -43,6 +43,8 @@ struct Options {
   DataType KvType() const {
     return kv_dtype == "bfloat16" ? DataType::kBF16 : DataType::kF32;
   }
+  double load_half_life_seconds = 30;
+  double collapse_share = CollapseOptions().share;
   int hop_timeout_ms = 10000;
   std::string hop = "auto";
   std::string wire_dtype = "float32";
@@ -147,6 +149,8 @@ absl::Status Serve(const Options& options) {
   loop_options.scheduler.prefix_cache = !options.no_prefix_cache;
   loop_options.num_kv_blocks = num_blocks;
   loop_options.max_queued_sequences = options.max_queued;
+  loop_options.load_half_life_seconds = options.load_half_life_seconds;
+  loop_options.collapse.share = options.collapse_share;
   ServingLoop loop(loop_options, *runner, dispatcher.get(), pool);
 
   RouterServerOptions service_options;
@@ -310,6 +314,18 @@ int main(int argc, char** argv) {
                  "chain")
       ->envname("TROUPE_FALLBACK_WAIT_MS")
       ->check(CLI::Range(0, 3600000))
+      ->capture_default_str();
+  app.add_option("--load-half-life-seconds", options.load_half_life_seconds,
+                 "In the load of late that balancing goes by, what is that old "
+                 "counts half")
+      ->envname("TROUPE_LOAD_HALF_LIFE_SECONDS")
+      ->check(CLI::Range(0.1, 86400.0))
+      ->capture_default_str();
+  app.add_option("--collapse-share", options.collapse_share,
+                 "Warn when the top-k hottest experts of a layer get more than "
+                 "this share of its copies (2: never)")
+      ->envname("TROUPE_COLLAPSE_SHARE")
+      ->check(CLI::Range(0.05, 2.0))
       ->capture_default_str();
   app.add_option("--drain-seconds", options.drain_seconds,
                  "Longest time to finish what runs after SIGTERM")

@@ -21,6 +21,9 @@ double Seconds(SteadyTime::duration duration) {
 // overdue and another is not.
 constexpr milliseconds kPatienceWithSlowPeers(2000);
 
+// Between two looks for collapsed layers.
+constexpr milliseconds kLookForCollapse(1000);
+
 SteadyTime Now() { return std::chrono::steady_clock::now(); }
 
 double QueueMs(const Sequence& sequence) {
@@ -47,7 +50,12 @@ ServingLoop::ServingLoop(ServingLoopOptions options, ModelRunner& runner,
       tokens_per_expert_(runner.config().num_layers,
                          std::vector<uint64_t>(runner.config().num_experts, 0)),
       step_load_(tokens_per_expert_),
-      accounts_(runner.config()) {
+      recent_load_(runner.config().num_layers, runner.config().num_experts,
+                   options.load_half_life_seconds, Now()),
+      collapse_(options.collapse, runner.config().num_layers,
+                runner.config().top_k),
+      accounts_(runner.config()),
+      published_recent_(recent_load_) {
   runner_.set_routing_observer(
       [this](size_t layer, const RoutingDecision& decision) {
         ++progress_;
@@ -126,6 +134,8 @@ bool ServingLoop::WaitUntilIdle(milliseconds limit) {
 void ServingLoop::GetStats(v1::RouterStats& stats) const {
   absl::MutexLock lock(&mu_);
   stats.MergeFrom(published_);
+  const SteadyTime now = Now();
+  stats.set_load_half_life_seconds(published_recent_.half_life_seconds());
   for (size_t layer = 0; layer < published_load_.size(); ++layer) {
     if (!runner_.config().is_moe_layer[layer]) continue;
     v1::LayerLoad& load = *stats.add_layer_load();
@@ -133,6 +143,13 @@ void ServingLoop::GetStats(v1::RouterStats& stats) const {
     load.mutable_tokens_per_expert()->Assign(published_load_[layer].begin(),
                                              published_load_[layer].end());
     CopyAccounts::Fill(published_copies_, load);
+    const RecentLoad recent = published_recent_.Recent(layer, now);
+    load.mutable_recent_tokens_per_expert()->Assign(
+        recent.tokens_per_expert.begin(), recent.tokens_per_expert.end());
+    load.mutable_recent_active_steps_per_expert()->Assign(
+        recent.active_steps_per_expert.begin(),
+        recent.active_steps_per_expert.end());
+    load.set_recent_steps(recent.steps);
   }
 }
 
@@ -321,11 +338,7 @@ void ServingLoop::Step(const std::vector<Chunk>& chunks) {
     EndOverdue(waits_for);
     return;
   }
-  for (size_t layer = 0; layer < step_load_.size(); ++layer) {
-    for (size_t expert = 0; expert < step_load_[layer].size(); ++expert) {
-      tokens_per_expert_[layer][expert] += step_load_[layer][expert];
-    }
-  }
+  CountLoad();
   for (const Chunk& chunk : chunks) {
     const bool prefill =
         chunk.sequence->num_computed < chunk.sequence->prompt_length();
@@ -459,6 +472,10 @@ void ServingLoop::PublishStats() {
     stats.set_copies_over_capacity(dispatch.copies_over_capacity);
     CountSnapshots(stats);
   }
+  stats.set_collapses(collapse_.num_collapses());
+  for (v1::RoutingCollapse& layer : collapse_.Collapsed(Now())) {
+    *stats.add_collapsed_layers() = std::move(layer);
+  }
   if (scheduler_.num_running() + scheduler_.num_waiting() == 0) {
     CheckIntegrity();
   }
@@ -468,6 +485,7 @@ void ServingLoop::PublishStats() {
   if (accounts_.TakeNews(dispatcher_)) {
     published_copies_ = accounts_.by_expert();
   }
+  published_recent_ = recent_load_;
   num_running_ = scheduler_.num_running();
 }
 
@@ -524,6 +542,24 @@ void ServingLoop::SetSnapshots(const std::vector<Chunk>& chunks) {
     rows.push_back({chunk.num_tokens, chunk.sequence->snapshot});
   }
   dispatcher_->set_snapshots(std::move(rows));
+}
+
+void ServingLoop::CountLoad() {
+  for (size_t layer = 0; layer < step_load_.size(); ++layer) {
+    for (size_t expert = 0; expert < step_load_[layer].size(); ++expert) {
+      tokens_per_expert_[layer][expert] += step_load_[layer][expert];
+    }
+  }
+  const SteadyTime now = Now();
+  recent_load_.AddStep(step_load_, now);
+  if (now < next_look_) return;
+  next_look_ = now + kLookForCollapse;
+  for (size_t layer = 0; layer < step_load_.size(); ++layer) {
+    if (!runner_.config().is_moe_layer[layer]) continue;
+    const std::string warning = collapse_.Look(
+        layer, recent_load_.Recent(layer, now).tokens_per_expert, now);
+    if (!warning.empty()) spdlog::warn("{}", warning);
+  }
 }
 
 void ServingLoop::TakeMoves(const std::vector<Chunk>& chunks) {

@@ -14,6 +14,8 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "cluster/collapse_detector.h"
+#include "cluster/load_tracker.h"
 #include "common/clock.h"
 #include "common/thread_pool.h"
 #include "protos/cluster.pb.h"
@@ -27,7 +29,9 @@ namespace troupe {
 struct ServingLoopOptions {
   SchedulerOptions scheduler;
   size_t num_kv_blocks = 0;
-  size_t max_queued_sequences = 256;  // that wait; more are refused
+  size_t max_queued_sequences = 256;   // that wait; more are refused
+  double load_half_life_seconds = 30;  // of LayerLoad.recent_...
+  CollapseOptions collapse;
 };
 
 // One thread that repeats: take news, schedule, run, sample, commit. Does not
@@ -105,6 +109,8 @@ class ServingLoop {
   // While an expert has no replica: sequences that may do without go on.
   void LeaveOutBlocked(std::vector<Chunk>& chunks);
   bool IsBlocking(const std::vector<Chunk>& chunks) const;
+  // Counts a step that was committed; warns of collapsed layers.
+  void CountLoad();
   void CheckIntegrity();
   void AnswerChecks(bool stop);
 
@@ -121,6 +127,9 @@ class ServingLoop {
   // [layer][expert], of all steps and of the one that runs.
   std::vector<std::vector<uint64_t>> tokens_per_expert_;
   std::vector<std::vector<uint64_t>> step_load_;
+  LoadTracker recent_load_;
+  CollapseDetector collapse_;
+  SteadyTime next_look_;   // for collapsed layers
   SteadyTime next_check_;  // of the scheduler's integrity
   CopyAccounts accounts_;
   std::vector<PolicyRows> policies_;  // of the step
@@ -142,6 +151,7 @@ class ServingLoop {
   v1::RouterStats published_ ABSL_GUARDED_BY(mu_);
   std::vector<std::vector<uint64_t>> published_load_ ABSL_GUARDED_BY(mu_);
   CopyAccounts::ByExpert published_copies_ ABSL_GUARDED_BY(mu_);
+  LoadTracker published_recent_ ABSL_GUARDED_BY(mu_);
 
   std::thread thread_;
 };

@@ -158,6 +158,7 @@ void TokenDispatcher::MoveIfGone(const Exchange& exchange,
 std::optional<size_t> TokenDispatcher::ChoosePeer(Exchange& exchange,
                                                   const Placement& placement,
                                                   CopyRun& run) {
+  const uint64_t rows = run.end - run.begin;
   const auto avoid = exchange.avoid.find(run.expert);
   absl::Span<const size_t> avoided;
   if (avoid != exchange.avoid.end()) avoided = avoid->second;
@@ -165,18 +166,18 @@ std::optional<size_t> TokenDispatcher::ChoosePeer(Exchange& exchange,
     avoid_.assign(avoided.begin(), avoided.end());
     avoid_.push_back(exchange.first_peer[run.expert]);
     const std::optional<size_t> peer = experts_.Choose(
-        placement, exchange.layer, run.expert, avoid_, run.version);
+        placement, exchange.layer, run.expert, avoid_, run.version, rows);
     run.apart = false;
     if (peer.has_value()) return peer;
     run.fate = CopyFate::kFirstChoice;  // there is no other after all
   }
   std::optional<size_t> peer = experts_.Choose(
-      placement, exchange.layer, run.expert, avoided, run.version);
+      placement, exchange.layer, run.expert, avoided, run.version, rows);
   if (!peer.has_value() && avoid != exchange.avoid.end()) {
     // Nobody else: those that refused or failed may be asked again.
     exchange.avoid.erase(avoid);
-    peer =
-        experts_.Choose(placement, exchange.layer, run.expert, {}, run.version);
+    peer = experts_.Choose(placement, exchange.layer, run.expert, {},
+                           run.version, rows);
   }
   return peer;
 }
@@ -191,6 +192,15 @@ bool TokenDispatcher::Send(const std::shared_ptr<Exchange>& exchange) {
   for (std::vector<CopyRun>& runs : runs_of_peer_) runs.clear();
   exchange->stranded.clear();
   size_t num_left = 0;
+  // The largest first: the small ones then fill up what is uneven.
+  std::sort(exchange->homeless.begin(), exchange->homeless.end(),
+            [](const Exchange::Homeless& a, const Exchange::Homeless& b) {
+              const uint32_t rows_a = a.run.end - a.run.begin;
+              const uint32_t rows_b = b.run.end - b.run.begin;
+              // Those that are to be apart look where the others went.
+              return std::tie(a.run.apart, rows_b, a.run.expert, a.run.begin) <
+                     std::tie(b.run.apart, rows_a, b.run.expert, b.run.begin);
+            });
   for (Exchange::Homeless& homeless : exchange->homeless) {
     if (homeless.not_before <= now) {
       CopyRun& run = homeless.run;

@@ -17,6 +17,7 @@ namespace troupe {
 namespace {
 
 using ::testing::ElementsAre;
+using ::testing::Ge;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
@@ -165,8 +166,9 @@ TEST_F(ExpertPoolTest, EqualReplicasTakeTurns) {
     });
     answered.WaitForNotification();
   }
-  EXPECT_THAT(
-      count, ElementsAre(std::pair(0, 10), std::pair(1, 10), std::pair(2, 10)));
+  // Of two that are drawn, the one with the fewest messages.
+  EXPECT_THAT(count, ElementsAre(std::pair(0, Ge(7)), std::pair(1, Ge(7)),
+                                 std::pair(2, Ge(7))));
 }
 
 TEST_F(ExpertPoolTest, AvoidedPeersAreNotChosen) {

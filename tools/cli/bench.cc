@@ -32,6 +32,7 @@ struct Flags {
   uint32_t seed = std::random_device()();
   double timeout_s = 0;
   bool json = false;
+  bool samples = false;
 };
 
 // The longest open loop that --duration alone asks for.
@@ -145,8 +146,10 @@ int Run(const Flags& flags) {
   if (interrupts.interrupted()) return kExitInterrupted;
   const BenchReport report = MakeReport(run(std::move(options), 0));
   if (terminal) std::fputs("\r\x1b[K", stderr);
-  std::fputs((flags.json ? ReportJson(report) : FormatReport(report)).c_str(),
-             stdout);
+  std::fputs(
+      (flags.json ? ReportJson(report, flags.samples) : FormatReport(report))
+          .c_str(),
+      stdout);
   if (interrupts.interrupted()) return kExitInterrupted;
   return report.failures > 0 || report.requests == 0 ? kExitFailed : kExitOk;
 }
@@ -195,7 +198,11 @@ Command AddBench(CLI::App& parent) {
       ->check(CLI::Range(0u, 4294967295u));
   app->add_option("--timeout", flags->timeout_s, "Seconds per request; 0: none")
       ->check(CLI::Range(0.0, 86400.0));
-  app->add_flag("--json", flags->json, "The report as JSON");
+  CLI::Option* json =
+      app->add_flag("--json", flags->json, "The report as JSON");
+  app->add_flag("--samples", flags->samples,
+                "With the TPOT of every request, to merge reports")
+      ->needs(json);
   app->footer(
       "TTFT: time to the first token, TPOT: time per further token, E2E: to "
       "the\nlast one. With --rate they count from when a request should have "

@@ -64,6 +64,7 @@ BenchReport MakeReport(const std::vector<BenchRecord>& records) {
         static_cast<double>(report.prompt_tokens) / report.wall_s;
   }
   report.ttft_ms = ComputePercentiles(std::move(ttft_ms));
+  report.tpot_ms_samples = tpot_ms;
   report.tpot_ms = ComputePercentiles(std::move(tpot_ms));
   report.e2e_ms = ComputePercentiles(std::move(e2e_ms));
   return report;
@@ -91,8 +92,8 @@ std::string FormatReport(const BenchReport& report) {
   return text;
 }
 
-std::string ReportJson(const BenchReport& report) {
-  const nlohmann::json json = {
+std::string ReportJson(const BenchReport& report, bool with_samples) {
+  nlohmann::json json = {
       {"requests", report.requests},
       {"failures", report.failures},
       {"first_error", report.first_error},
@@ -106,6 +107,7 @@ std::string ReportJson(const BenchReport& report) {
       {"ttft_ms", Json(report.ttft_ms)},
       {"tpot_ms", Json(report.tpot_ms)},
       {"e2e_ms", Json(report.e2e_ms)}};
+  if (with_samples) json["tpot_ms_samples"] = report.tpot_ms_samples;
   return json.dump(2) + "\n";
 }
 

@@ -40,13 +40,14 @@ struct BenchReport {
   Percentiles ttft_ms;
   Percentiles tpot_ms;  // of requests with two tokens and more
   Percentiles e2e_ms;
+  std::vector<double> tpot_ms_samples;  // of each request, as they came
 };
 
 BenchReport MakeReport(const std::vector<BenchRecord>& records);
 
 // As a table for people, and as JSON.
 std::string FormatReport(const BenchReport& report);
-std::string ReportJson(const BenchReport& report);
+std::string ReportJson(const BenchReport& report, bool with_samples = false);
 
 // Arrival times of a Poisson process, in seconds: ascending, `count` of them.
 // The same seed gives the same times everywhere.

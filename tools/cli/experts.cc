@@ -18,6 +18,7 @@
 #include "common/clock.h"
 #include "common/rpc/unix_socket.h"
 #include "model/file_hash.h"
+#include "tools/cli/balance_commands.h"
 #include "tools/cli/command.h"
 #include "tools/cli/experts_client.h"
 #include "tools/cli/experts_extract.h"
@@ -287,7 +288,7 @@ void AddDrain(CLI::App& app, Flags& flags) {
 Command AddExperts(CLI::App& parent) {
   auto flags = std::make_shared<Flags>();
   CLI::App* app = parent.add_subcommand(
-      "experts", "Versions of experts in a running cluster");
+      "experts", "Versions and replicas of experts in a running cluster");
   app->require_subcommand(1);
   std::vector<Command> commands;
 
@@ -359,8 +360,13 @@ Command AddExperts(CLI::App& parent) {
                       "Such as 0-11 (default: all)");
   commands.push_back({extract, [flags] { return Extract(*flags); }});
 
+  for (Command& command : AddBalanceCommands(*app)) {
+    commands.push_back(std::move(command));
+  }
+
   app->footer(
       "Examples:\n"
+      "  troupe experts plan\n"
       "  troupe experts extract NEW_MODEL new.safetensors --experts 3\n"
       "  troupe experts update new.safetensors --label v2\n"
       "  troupe experts canary new.safetensors --label v2 --share 5\n"

@@ -53,6 +53,14 @@ absl::StatusOr<v1::ClusterStats> GatewayClient::GetStats(bool include_experts) {
   return stats;
 }
 
+absl::Status GatewayClient::ReportBalance(const v1::BalanceReport& report) {
+  grpc::ClientContext context;
+  SetTimeout(context, kUnaryTimeout);
+  v1::ReportBalanceResponse response;
+  return FromGrpcStatus(
+      state_->stub->ReportBalance(&context, report, &response));
+}
+
 absl::StatusOr<std::vector<uint32_t>> GatewayClient::Tokenize(
     const std::string& text, bool add_special_tokens, bool parse_special) {
   grpc::ClientContext context;

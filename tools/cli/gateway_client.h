@@ -25,6 +25,7 @@ class GatewayClient {
 
   absl::StatusOr<v1::ModelInfo> GetModel();
   absl::StatusOr<v1::ClusterStats> GetStats(bool include_experts);
+  absl::Status ReportBalance(const v1::BalanceReport& report);
   absl::StatusOr<std::vector<uint32_t>> Tokenize(const std::string& text,
                                                  bool add_special_tokens,
                                                  bool parse_special);

@@ -17,6 +17,7 @@
 #include "tools/cli/generation_flags.h"
 #include "tools/cli/heat_map.h"
 #include "tools/cli/interrupts.h"
+#include "tools/cli/load_lines.h"
 #include "tools/cli/terminal.h"
 
 namespace troupe {
@@ -212,6 +213,7 @@ std::string Render(const v1::ClusterStats& stats,
   for (const std::string& address : stats.unreachable()) {
     absl::StrAppend(&text, address, ": does not answer\n");
   }
+  text += LoadLines(stats);
   if (!layers.empty()) {
     HeatMapStyle style;
     style.colour = UseColour(STDOUT_FILENO);
@@ -242,7 +244,7 @@ int Watch(GatewayClient& client, const Flags& flags) {
   const Interrupts interrupts(nullptr);
   std::vector<HeatMapRow> before;
   do {
-    const absl::StatusOr<v1::ClusterStats> stats = client.GetStats(false);
+    const absl::StatusOr<v1::ClusterStats> stats = client.GetStats(true);
     if (!stats.ok()) {
       std::fprintf(stderr, "troupe: %s\n",
                    Explain(stats.status(), flags.address).c_str());
@@ -268,7 +270,7 @@ int Watch(GatewayClient& client, const Flags& flags) {
 int Run(const Flags& flags) {
   GatewayClient client(flags.address);
   if (flags.watch) return Watch(client, flags);
-  const absl::StatusOr<v1::ClusterStats> stats = client.GetStats(flags.json);
+  const absl::StatusOr<v1::ClusterStats> stats = client.GetStats(true);
   if (!stats.ok()) {
     std::fprintf(stderr, "troupe: %s\n",
                  Explain(stats.status(), flags.address).c_str());
@@ -297,7 +299,7 @@ Command AddStats(CLI::App& parent) {
       ->check(CLI::Range(0.1, 3600.0))
       ->capture_default_str();
   app->add_flag("--json", flags->json,
-                "Everything, that of the expert processes included, as JSON "
+                "Everything, the signals to scale by included, as JSON "
                 "(64-bit numbers are texts, as in protobuf's JSON)")
       ->excludes(watch);
   app->footer(
