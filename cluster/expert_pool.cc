@@ -208,7 +208,7 @@ void ExpertPool::Rebuild() {
       placement_ == nullptr ? 0 : placement_->epoch() + 1,
       options_.is_moe_layer, options_.num_experts, peers, placement_.get());
   for (const std::string& conflict : next->conflicts()) {
-    spdlog::warn("left out: {}", conflict);
+    spdlog::warn("not used by new sequences: {}", conflict);
   }
   Note(next->current());
   Note(next->canary());
