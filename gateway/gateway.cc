@@ -217,6 +217,7 @@ struct Gateway::State {
                 .router_addresses = *router_addresses,
                 .routers = routers,
                 .work_queue = work_queue,
+                .balance_board = {},
                 .live_calls = {}},
         service(context) {}
 
