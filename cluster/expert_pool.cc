@@ -7,142 +7,29 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
+#include "cluster/pool_member.h"
 #include "common/logging.h"
 
 namespace troupe {
 namespace {
 
-constexpr uint64_t kMaxRows = uint64_t{1} << 40;
-// Of the latest message in the service time of a row.
-constexpr double kSmoothing = 0.05;
+// While a peer that is let go is in somebody's hands, or a probe in flight.
+constexpr absl::Duration kSoon = absl::Milliseconds(1);
 // How often it is looked whether sequences still have versions that leave.
 constexpr absl::Duration kReleasePoll = absl::Milliseconds(5);
 
 }  // namespace
 
-// One peer and what is known of it. The fields are guarded by the pool's mu_.
-class ExpertPool::PoolMember final : public ExpertPeer::Listener {
- public:
-  PoolMember(ExpertPool* owner, size_t i, Member member)
-      : pool(owner),
-        index(i),
-        address(std::move(member.address)),
-        peer(std::move(member.peer)) {}
-
-  void OnDescription(const v1::ExpertDescription& told) override {
-    absl::MutexLock lock(&pool->mu_);
-    description = told;
-    connected = true;
-    backoff = milliseconds(0);
-    last_error.clear();
-    spdlog::info("expert process {} ({}): {}", told.name(), address,
-                 v1::ServingState_Name(told.state()));
-    free_rows = told.queue_capacity_rows();
-    pool->Rebuild();
-    pool->bell_->Ring();  // copies may be waiting for it
-  }
-
-  void OnLost(const absl::Status& status) override {
-    absl::MutexLock lock(&pool->mu_);
-    const bool was_connected = connected;
-    // A peer that is away is tried again and again: say it once. One that has
-    // not been there yet, or said that it would leave, is no surprise.
-    if (last_error != status.message() && !pool->stopping_) {
-      const bool expected =
-          failures == 0 && !was_connected
-              ? absl::IsUnavailable(status)
-              : description.state() == v1::SERVING_STATE_DRAINING;
-      spdlog::log(expected ? spdlog::level::info : spdlog::level::warn,
-                  "not connected: {}", std::string(status.message()));
-      last_error = std::string(status.message());
-    }
-    if (was_connected) ++failures;
-    connected = false;
-    released.clear();
-    description.set_state(v1::SERVING_STATE_UNSPECIFIED);
-    backoff = std::clamp(2 * backoff, pool->options_.min_backoff,
-                         pool->options_.max_backoff);
-    connect_at = std::chrono::steady_clock::now() + backoff;
-    connecting = false;
-    pool->lost_ = true;
-    // A failed attempt to connect changes nothing for anybody.
-    if (was_connected) pool->Rebuild();
-  }
-
-  std::string StateName() const {
-    if (!connected) {
-      return last_error.empty() ? "connecting"
-                                : absl::StrCat("away: ", last_error);
-    }
-    switch (description.state()) {
-      case v1::SERVING_STATE_READY:
-        return "ready";
-      case v1::SERVING_STATE_DRAINING:
-        return "draining";
-      default:
-        return "loading";
-    }
-  }
-
-  ReplicaLoad Load() const {
-    // What the peer says may be any number.
-    const uint64_t capacity =
-        std::min(description.queue_capacity_rows(), kMaxRows);
-    const uint64_t room = std::min(free_rows, capacity);
-    ReplicaLoad load;
-    load.rows_ahead = in_flight_rows + chosen_rows + (capacity - room);
-    load.chosen_rows = chosen_rows;
-    load.free_rows =
-        static_cast<int64_t>(room) -
-        static_cast<int64_t>(std::min(in_flight_rows + chosen_rows, kMaxRows));
-    load.us_per_row = us_per_row;
-    load.sent = sent;
-    return load;
-  }
-
-  void NoteServiceTime(uint32_t compute_us, uint64_t rows) {
-    const double sample = std::max(
-        0.01, static_cast<double>(compute_us) / static_cast<double>(rows));
-    us_per_row += us_per_row == 0 ? sample : kSmoothing * (sample - us_per_row);
-  }
-
-  ExpertPool* const pool;
-  const size_t index;
-  const std::string address;
-
-  v1::ExpertDescription description;
-  bool connected = false;
-  bool connecting = false;
-  SteadyTime connect_at = SteadyTime::min();
-  milliseconds backoff{0};
-  std::string last_error;
-  // Of its leaving versions, what it was told that nobody here wants: layer,
-  // expert, key.
-  std::set<std::tuple<uint32_t, uint32_t, uint64_t>> released;
-  uint64_t free_rows = 0;  // of the last answer
-  uint64_t in_flight_rows = 0;
-  uint64_t chosen_rows = 0;  // by Choose, and not sent yet
-  double us_per_row = 0;     // in the grouped GEMM, of late
-  uint64_t sent = 0;         // messages
-  uint64_t messages = 0;     // answered
-  uint64_t failures = 0;
-  // Sums over messages.
-  double round_trip_seconds = 0.0;
-  double compute_seconds = 0.0;
-  double queue_seconds = 0.0;
-
-  std::unique_ptr<ExpertPeer> peer;
-};
-
 ExpertPool::ExpertPool(ExpertPoolOptions options, std::vector<Member> members)
     : options_(std::move(options)),
       bell_(options_.bell != nullptr ? options_.bell : Doorbell::Create()) {
-  for (Member& member : members) {
-    members_.push_back(
-        std::make_unique<PoolMember>(this, members_.size(), std::move(member)));
-  }
   {
     absl::MutexLock lock(&mu_);
+    for (Member& member : members) {
+      members_.push_back(std::make_unique<PoolMember>(this, members_.size(),
+                                                      std::move(member)));
+    }
+    ListPeers();
     lost_ = true;
     Rebuild();
   }
@@ -156,7 +43,74 @@ ExpertPool::~ExpertPool() {
   }
   maintenance_.join();
   // Peers first: their last callbacks still look at all members.
-  for (const auto& member : members_) member->peer.reset();
+  PeerList peers;
+  {
+    absl::MutexLock lock(&mu_);
+    peers_ = nullptr;
+    for (const auto& member : members_)
+      peers.push_back(std::move(member->peer));
+  }
+  peers.clear();
+}
+
+void ExpertPool::ListPeers() {
+  auto peers = std::make_shared<PeerList>();
+  for (const auto& member : members_) {
+    if (member->peer != nullptr) peers->push_back(member->peer);
+  }
+  peers_ = std::move(peers);
+}
+
+void ExpertPool::SetAddresses(const std::vector<std::string>& addresses) {
+  const std::set<std::string> listed(addresses.begin(), addresses.end());
+  absl::MutexLock lock(&mu_);
+  if (stopping_) return;
+  const SteadyTime now = std::chrono::steady_clock::now();
+  std::set<std::string> missing = listed;
+  for (const auto& member : members_) {
+    if (member->peer == nullptr) continue;
+    const bool is_listed = missing.erase(member->address) > 0;
+    if (is_listed == !member->retired) continue;
+    spdlog::info("expert process {} is {} listed", member->address,
+                 is_listed ? "again" : "no longer");
+    member->retired = !is_listed;
+    member->retired_at = now;
+    if (is_listed && !member->connected) member->connect_at = now;
+  }
+  for (const std::string& address : missing) {
+    Member member = {address, options_.make_peer(address)};
+    const auto slot = std::find_if(
+        members_.begin(), members_.end(), [&](const auto& candidate) {
+          return candidate->peer == nullptr && candidate->flights.empty() &&
+                 now - candidate->retired_at > options_.retire_limit;
+        });
+    if (slot != members_.end()) {
+      (*slot)->Assign(std::move(member));
+    } else {
+      members_.push_back(std::make_unique<PoolMember>(this, members_.size(),
+                                                      std::move(member)));
+    }
+    spdlog::info("expert process {} is listed", address);
+  }
+  ListPeers();
+  Rebuild();
+  lost_ = true;
+  bell_->Ring();
+}
+
+void ExpertPool::TakeRetired(SteadyTime now, PeerList& gone) {
+  bool any = false;
+  for (const auto& member : members_) {
+    if (!member->retired || member->peer == nullptr ||
+        (!member->flights.empty() &&
+         now - member->retired_at < options_.retire_limit)) {
+      continue;
+    }
+    gone.push_back(std::move(member->peer));
+    member->peer = nullptr;
+    any = true;
+  }
+  if (any) ListPeers();
 }
 
 void ExpertPool::Maintain() {
@@ -164,44 +118,88 @@ void ExpertPool::Maintain() {
     return stopping_ || lost_;
   };
   absl::Duration wait = absl::ZeroDuration();
+  // Let go, but perhaps in the hands of one that polls or sends.
+  PeerList gone;
   while (true) {
-    std::vector<PoolMember*> due;
-    std::vector<std::pair<size_t, v1::ReleaseVersions>> releases;
+    std::vector<std::pair<PoolMember*, std::shared_ptr<ExpertPeer>>> due;
+    std::vector<std::pair<std::shared_ptr<ExpertPeer>, v1::ReleaseVersions>>
+        releases;
+    std::vector<size_t> probes;
+    PeerList probed;
     {
       absl::MutexLock lock(&mu_);
       mu_.AwaitWithTimeout(absl::Condition(&woken), wait);
-      if (stopping_) return;
+      if (stopping_) break;
       lost_ = false;
       wait = absl::InfiniteDuration();
       const SteadyTime now = std::chrono::steady_clock::now();
+      TakeRetired(now, gone);
       for (const auto& member : members_) {
+        if (member->peer == nullptr) continue;
+        if (member->retired) {
+          wait = std::min(wait, absl::FromChrono(options_.retire_limit));
+          continue;
+        }
+        const SteadyTime look_at = LookAfter(*member, now, probes);
+        if (look_at != kNoDeadline) {
+          wait = std::min(wait, absl::FromChrono(look_at - now));
+        }
+        for (const PoolMember::Flight& flight : member->flights) {
+          if (!flight.probe ||
+              now - flight.sent > options_.health.probe_limit) {
+            continue;
+          }
+          probed.push_back(member->peer);
+          wait = std::min(wait, kSoon);
+          break;
+        }
         if (member->connected || member->connecting) continue;
         if (member->connect_at <= now) {
           member->connecting = true;
-          due.push_back(member.get());
+          due.emplace_back(member.get(), member->peer);
         } else {
           wait = std::min(wait, absl::FromChrono(member->connect_at - now));
         }
       }
       if (!placement_->leaving().empty()) {
-        releases = TakeReleases();
+        for (auto& [peer, release] : TakeReleases()) {
+          if (members_[peer]->peer == nullptr) continue;
+          releases.emplace_back(members_[peer]->peer, std::move(release));
+        }
         wait = std::min(wait, kReleasePoll);
       }
     }
-    for (PoolMember* member : due) member->peer->Connect(member);
-    for (const auto& [peer, release] : releases) {
-      members_[peer]->peer->Release(release);
+    for (const auto& [member, peer] : due) peer->Connect(member);
+    for (const auto& [peer, release] : releases) peer->Release(release);
+    for (const size_t peer : probes) SendProbe(peer);
+    if (!probes.empty()) wait = std::min(wait, kSoon);
+    if (!probed.empty()) {
+      // Nobody else may be waiting for answers.
+      absl::MutexLock lock(&poll_mu_);
+      for (const auto& peer : probed) peer->Poll();
     }
+    due.clear();
+    releases.clear();
+    probed.clear();
+    std::erase_if(gone, [](const auto& peer) { return peer.use_count() == 1; });
+    if (!gone.empty()) wait = std::min(wait, kSoon);
   }
 }
 
-const std::string& ExpertPool::address(size_t peer) const {
+std::string ExpertPool::address(size_t peer) const {
+  absl::MutexLock lock(&mu_);
   return members_[peer]->address;
+}
+
+size_t ExpertPool::size() const {
+  absl::MutexLock lock(&mu_);
+  return members_.size();
 }
 
 void ExpertPool::Rebuild() {
   std::vector<PlacementPeer> peers;
   for (const auto& member : members_) {
+    if (member->retired) continue;
     peers.push_back({member->index, member->description});
   }
   auto next = std::make_shared<Placement>(
@@ -281,20 +279,49 @@ std::optional<size_t> ExpertPool::Choose(const Placement& placement,
   const absl::Span<const size_t> replicas =
       placement.Replicas(layer, expert, version);
   absl::MutexLock lock(&mu_);
+  return ChooseAmong(replicas, avoid, /*max_rank=*/2, rows);
+}
+
+std::optional<size_t> ExpertPool::ChooseForHedge(const Placement& placement,
+                                                 size_t layer, size_t expert,
+                                                 absl::Span<const size_t> avoid,
+                                                 uint64_t version) {
+  const absl::Span<const size_t> replicas =
+      placement.Replicas(layer, expert, version);
+  absl::MutexLock lock(&mu_);
+  const std::optional<size_t> peer =
+      ChooseAmong(replicas, avoid, /*max_rank=*/0, /*rows=*/0);
+  if (!peer.has_value() || members_[*peer]->Load().free_rows <= 0) {
+    return std::nullopt;
+  }
+  return peer;
+}
+
+std::optional<size_t> ExpertPool::ChooseAmong(absl::Span<const size_t> replicas,
+                                              absl::Span<const size_t> avoid,
+                                              int max_rank, uint64_t rows) {
   candidates_.clear();
   loads_.clear();
+  int best_rank = max_rank;
   for (const size_t peer : replicas) {
     const PoolMember& member = *members_[peer];
-    if (!member.connected ||
+    const int rank = member.rank();
+    if (!member.connected || member.retired || rank > max_rank ||
+        rank > best_rank ||
         std::find(avoid.begin(), avoid.end(), peer) != avoid.end()) {
       continue;
+    }
+    if (rank < best_rank) {
+      best_rank = rank;
+      candidates_.clear();
+      loads_.clear();
     }
     candidates_.push_back(peer);
     loads_.push_back(member.Load());
   }
   if (candidates_.empty()) return std::nullopt;
-  const size_t best = candidates_[ChooseReplica(
-      loads_, std::max<uint64_t>(rows, 1), Draw())];
+  const size_t best =
+      candidates_[ChooseReplica(loads_, std::max<uint64_t>(rows, 1), Draw())];
   members_[best]->chosen_rows += rows;
   return best;
 }
@@ -322,50 +349,69 @@ uint64_t ExpertPool::Draw() const {
   return x ^ (x >> 33);
 }
 
-void ExpertPool::Send(size_t peer, const ExpertBatch& batch,
-                      size_t payload_bytes, ExpertPeer::WritePayload write,
-                      ExpertPeer::OutputCallback done) {
-  PoolMember* const member = members_[peer].get();
-  const uint64_t rows = batch.num_copies();
+uint64_t ExpertPool::Send(size_t peer, const ExpertBatch& batch,
+                          size_t payload_bytes, ExpertPeer::WritePayload write,
+                          ExpertPeer::OutputCallback done) {
+  return SendMessage(peer, batch, payload_bytes, write, std::move(done),
+                     /*probe=*/false);
+}
+
+uint64_t ExpertPool::SendMessage(size_t peer, const ExpertBatch& batch,
+                                 size_t payload_bytes,
+                                 ExpertPeer::WritePayload write,
+                                 ExpertPeer::OutputCallback done, bool probe) {
+  std::shared_ptr<ExpertPeer> transport;
+  PoolMember* member = nullptr;
+  uint64_t message = 0;
   {
     absl::MutexLock lock(&mu_);
+    member = members_[peer].get();
+    transport = member->peer;
+    message = ++member->sent;
+    const uint64_t rows = batch.num_copies();
     member->in_flight_rows += rows;
-    member->chosen_rows -= std::min(member->chosen_rows, rows);
-    ++member->sent;
-    ++num_sent_;
+    member->flights.push_back(
+        {message, rows, std::chrono::steady_clock::now(), false, probe});
+    if (!probe) {
+      member->chosen_rows -= std::min(member->chosen_rows, rows);
+      ++member->turns;
+      ++num_sent_;
+    }
   }
-  const SteadyTime sent = std::chrono::steady_clock::now();
-  member->peer->Send(batch, payload_bytes, write,
-                     [this, member, rows, sent, done = std::move(done)](
-                         const absl::StatusOr<ExpertOutput>& output) {
-                       {
-                         absl::MutexLock lock(&mu_);
-                         member->in_flight_rows -= rows;
-                         if (output.ok()) {
-                           ++member->messages;
-                           member->free_rows = output->free_rows;
-                           member->round_trip_seconds +=
-                               std::chrono::duration<double>(
-                                   std::chrono::steady_clock::now() - sent)
-                                   .count();
-                           member->NoteServiceTime(output->compute_us, rows);
-                           member->compute_seconds += 1e-6 * output->compute_us;
-                           member->queue_seconds += 1e-6 * output->queue_us;
-                         }
-                       }
-                       done(output);
-                       bell_->Ring();
-                     });
+  auto answered = [this, member, message, done = std::move(done)](
+                      const absl::StatusOr<ExpertOutput>& output) {
+    {
+      absl::MutexLock lock(&mu_);
+      OnAnswer(*member, message, output);
+    }
+    done(output);
+    bell_->Ring();
+  };
+  if (transport == nullptr) {
+    answered(absl::UnavailableError("the expert process is no longer listed"));
+  } else {
+    transport->Send(batch, payload_bytes, write, std::move(answered));
+  }
+  return message;
 }
 
 void ExpertPool::Poll() {
-  for (const auto& member : members_) member->peer->Poll();
+  // Whoever polls rings the bell for what it finds.
+  if (!poll_mu_.TryLock()) return;
+  std::shared_ptr<const PeerList> peers;
+  {
+    absl::MutexLock lock(&mu_);
+    peers = peers_;
+  }
+  for (const auto& peer : *peers) peer->Poll();
+  poll_mu_.Unlock();
 }
 
 std::vector<v1::ExpertPeer> ExpertPool::Describe() const {
   absl::MutexLock lock(&mu_);
   std::vector<v1::ExpertPeer> peers;
   for (const auto& member : members_) {
+    if (member->peer == nullptr) continue;
     v1::ExpertPeer peer;
     peer.set_address(member->address);
     peer.set_state(member->StateName());
@@ -382,6 +428,7 @@ std::vector<v1::ExpertPeer> ExpertPool::Describe() const {
       peer.set_compute_ms_mean(member->compute_seconds * ms_per_message);
       peer.set_queue_ms_mean(member->queue_seconds * ms_per_message);
     }
+    *peer.mutable_health() = HealthOf(*member);
     peers.push_back(std::move(peer));
   }
   return peers;

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "cluster/expert_wire.h"
@@ -174,6 +175,17 @@ class ExchangeStream final
   // process; it blocks, so it has a thread of its own. Later descriptions
   // wait for it.
   void OnDescription(const v1::ExpertDescription& description) {
+    // The process looks at ours; one of another build may not.
+    if (description.model_fingerprint() != options_.model_fingerprint) {
+      Fail(absl::FailedPreconditionError(absl::StrCat(
+          "expert process \"",
+          absl::CHexEscape(description.name().substr(0, 64)),
+          "\" serves model ",
+          absl::CHexEscape(description.model_fingerprint().substr(0, 64)),
+          ", router \"", options_.router_name, "\" ",
+          options_.model_fingerprint)));
+      return;
+    }
     const bool offered = description.has_shm();
     bool wanted = options_.hop != HopMode::kGrpc && options_.bell != nullptr;
     if (wanted && offered && options_.hop == HopMode::kAuto) {

@@ -97,8 +97,11 @@ class ExpertServer::Stream final
     absl::MutexLock lock(&mu_);
     reading_ = false;
     if (!status.ok()) {
-      spdlog::warn("router \"{}\": {}", router_name_,
-                   std::string(status.message()));
+      // A refusal has been said once.
+      spdlog::log(absl::IsFailedPrecondition(status) ? spdlog::level::debug
+                                                     : spdlog::level::warn,
+                  "router \"{}\": {}", router_name_,
+                  std::string(status.message()));
       EndLocked(ToGrpcStatus(status));
       return;
     }
@@ -128,13 +131,8 @@ class ExpertServer::Stream final
   absl::Status Greet(const v1::ExpertHello& hello) {
     // It goes into log lines.
     router_name_ = absl::CHexEscape(hello.router_name().substr(0, 64));
-    const std::string fingerprint = server_.description().model_fingerprint();
-    if (hello.model_fingerprint() != fingerprint) {
-      return absl::FailedPreconditionError(absl::StrCat(
-          "the router serves model ",
-          absl::CHexEscape(hello.model_fingerprint().substr(0, 64)),
-          ", this expert process ", fingerprint));
-    }
+    ABSL_RETURN_IF_ERROR(
+        server_.CheckModel(router_name_, hello.model_fingerprint()));
     absl::MutexLock lock(&mu_);
     if (!greeted_) spdlog::info("router \"{}\" connected", router_name_);
     greeted_ = true;
@@ -387,6 +385,23 @@ ExpertBatcher* ExpertServer::batcher() const {
   return batcher_;
 }
 
+absl::Status ExpertServer::CheckModel(const std::string& router_name,
+                                      const std::string& fingerprint) {
+  absl::MutexLock lock(&mu_);
+  if (fingerprint == description_.model_fingerprint()) {
+    return absl::OkStatus();
+  }
+  std::string why = absl::StrCat("router \"", router_name, "\" serves model ",
+                                 absl::CHexEscape(fingerprint.substr(0, 64)),
+                                 ", expert process \"", description_.name(),
+                                 "\" ", description_.model_fingerprint());
+  ++num_refused_routers_;
+  // It comes again and again: say it once.
+  if (why != last_refusal_) spdlog::warn("refused: {}", why);
+  last_refusal_ = why;
+  return absl::FailedPreconditionError(why);
+}
+
 void ExpertServer::Add(std::shared_ptr<Stream> stream) {
   absl::MutexLock lock(&mu_);
   streams_.insert(std::move(stream));
@@ -429,6 +444,8 @@ grpc::ServerUnaryReactor* ExpertServer::GetStats(
     absl::MutexLock lock(&mu_);
     *response->mutable_description() = description_;
     response->mutable_description()->clear_shm();  // not for everybody
+    response->set_refused_routers(num_refused_routers_);
+    response->set_last_refusal(last_refusal_);
     response->set_connected_routers(static_cast<uint32_t>(streams_.size()));
     if (batcher_ != nullptr) {
       batcher_->GetStats(*response);

@@ -48,6 +48,9 @@ class ExpertServer final
   // tells every router. FailedPrecondition otherwise.
   absl::Status SetRollout(const v1::Rollout& rollout);
   v1::ExpertDescription description() const;
+  // FailedPrecondition names both and both fingerprints.
+  absl::Status CheckModel(const std::string& router_name,
+                          const std::string& fingerprint);
 
   // Tells every router to go elsewhere; new batches are answered DRAINING.
   void StartDraining();
@@ -80,6 +83,8 @@ class ExpertServer final
   mutable absl::Mutex mu_;
   v1::ExpertDescription description_ ABSL_GUARDED_BY(mu_);
   ExpertBatcher* batcher_ ABSL_GUARDED_BY(mu_) = nullptr;
+  uint64_t num_refused_routers_ ABSL_GUARDED_BY(mu_) = 0;
+  std::string last_refusal_ ABSL_GUARDED_BY(mu_);
   std::set<std::shared_ptr<Stream>> streams_ ABSL_GUARDED_BY(mu_);
   std::set<ReleaseKey> leaving_ ABSL_GUARDED_BY(mu_);
   // By router that has said hello: what it has released of leaving_.

@@ -7,6 +7,7 @@
 
 #include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
+#include "cluster/address_source.h"
 #include "cluster/expert_pool.h"
 #include "cluster/fallback_policy.h"
 #include "cluster/grpc_expert_peer.h"
@@ -45,7 +46,12 @@ struct Options {
   }
   double load_half_life_seconds = 30;
   double collapse_share = CollapseOptions().share;
+  DataType WireType() const {
+    return wire_dtype == "bfloat16" ? DataType::kBF16 : DataType::kF32;
+  }
   int hop_timeout_ms = 10000;
+  bool no_hedging = false;
+  bool no_ejection = false;
   std::string hop = "auto";
   std::string wire_dtype = "float32";
   double capacity_factor = 0.0;
@@ -73,6 +79,18 @@ size_t ChooseKvBlocks(const ModelConfig& config, const Options& options) {
       (config.max_position_embeddings + kKvBlockSize - 1) / kKvBlockSize;
   return std::max<size_t>(1,
                           std::min(by_memory, longest * options.max_sequences));
+}
+
+void AddDiscovery(const AddressSource& addresses, v1::RouterStats& stats) {
+  for (const AddressSource::Source& source : addresses.Describe()) {
+    v1::DiscoveryStats& discovery = *stats.add_discovery();
+    discovery.set_source(source.spec);
+    discovery.set_addresses(static_cast<uint32_t>(source.addresses.size()));
+    discovery.set_changes(source.changes);
+    discovery.set_failures(source.failures);
+    discovery.set_last_error(source.last_error);
+    discovery.set_age_seconds(source.age_seconds);
+  }
 }
 
 absl::Status Serve(const Options& options) {
@@ -110,32 +128,50 @@ absl::Status Serve(const Options& options) {
 
   // Destroyed in the reverse order: the loop first, then what it uses.
   std::unique_ptr<ExpertPool> experts;
+  std::unique_ptr<AddressSource> addresses;  // of the expert processes
   std::unique_ptr<TokenDispatcher> dispatcher;
   if (config.num_experts > 0) {
     ExpertPoolOptions pool_options;
     pool_options.is_moe_layer = config.is_moe_layer;
     pool_options.num_experts = config.num_experts;
     pool_options.bell = Doorbell::Create();
-    std::vector<ExpertPool::Member> members;
-    for (const std::string& address : options.experts) {
-      GrpcExpertPeerOptions peer;
-      peer.address = address;
-      peer.router_name = options.name;
-      peer.model_fingerprint = checkpoint->fingerprint();
-      peer.hop = options.hop == "grpc"  ? HopMode::kGrpc
-                 : options.hop == "shm" ? HopMode::kShm
-                                        : HopMode::kAuto;
-      peer.bell = pool_options.bell;
-      members.push_back({address, MakeGrpcExpertPeer(std::move(peer))});
-    }
+    pool_options.ejection = !options.no_ejection;
+    pool_options.hidden_size = config.hidden_size;
+    pool_options.wire_dtype = options.WireType();
+    pool_options.hedge.max = milliseconds(options.hop_timeout_ms);
+    pool_options.retire_limit = milliseconds(options.hop_timeout_ms);
+    GrpcExpertPeerOptions peer;
+    peer.router_name = options.name;
+    peer.model_fingerprint = checkpoint->fingerprint();
+    peer.hop = options.hop == "grpc"  ? HopMode::kGrpc
+               : options.hop == "shm" ? HopMode::kShm
+                                      : HopMode::kAuto;
+    peer.bell = pool_options.bell;
+    pool_options.make_peer = [peer](const std::string& address) {
+      GrpcExpertPeerOptions of_address = peer;
+      of_address.address = address;
+      return MakeGrpcExpertPeer(std::move(of_address));
+    };
     experts = std::make_unique<ExpertPool>(std::move(pool_options),
-                                           std::move(members));
+                                           std::vector<ExpertPool::Member>());
+    AddressSourceOptions source_options;
+    source_options.specs = options.experts;
+    absl::StatusOr<std::unique_ptr<AddressSource>> source =
+        AddressSource::Create(std::move(source_options));
+    if (!source.ok()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--experts: ", source.status().message()));
+    }
+    addresses = *std::move(source);
+    addresses->Start([&experts](const std::vector<std::string>& listed) {
+      experts->SetAddresses(listed);
+    });
     TokenDispatcherOptions dispatch_options;
     dispatch_options.hidden_size = config.hidden_size;
     dispatch_options.num_experts = config.num_experts;
     dispatch_options.hop_timeout = milliseconds(options.hop_timeout_ms);
-    dispatch_options.wire_dtype =
-        options.wire_dtype == "bfloat16" ? DataType::kBF16 : DataType::kF32;
+    dispatch_options.wire_dtype = options.WireType();
+    dispatch_options.hedging = !options.no_hedging;
     dispatch_options.capacity_factor = options.capacity_factor;
     ABSL_ASSIGN_OR_RETURN(dispatch_options.refuse,
                           ParseRefuseBy(options.refuse));
@@ -164,6 +200,9 @@ absl::Status Serve(const Options& options) {
                         ParseFallback(options.fallback));
   service_options.capacity_factor = options.capacity_factor;
   ABSL_ASSIGN_OR_RETURN(service_options.refuse, ParseRefuseBy(options.refuse));
+  service_options.add_stats = [&addresses](v1::RouterStats& stats) {
+    if (addresses != nullptr) AddDiscovery(*addresses, stats);
+  };
   RouterServer service(service_options, config, loop, experts.get());
   RpcServerOptions server_options;
   server_options.listen = options.listen;
@@ -224,7 +263,9 @@ int main(int argc, char** argv) {
       ->envname("TROUPE_LISTEN")
       ->capture_default_str();
   app.add_option("--experts", options.experts,
-                 "Addresses of the expert processes, with commas between")
+                 "The expert processes, with commas between: addresses, "
+                 "file:PATH (one address a line, watched) or dns:NAME:PORT "
+                 "(all addresses of the name, resolved again and again)")
       ->envname("TROUPE_EXPERTS")
       ->delimiter(',');
   app.add_option("--threads", options.num_threads,
@@ -271,6 +312,13 @@ int main(int argc, char** argv) {
       ->envname("TROUPE_HOP_TIMEOUT_MS")
       ->check(CLI::Range(1, 3600000))
       ->capture_default_str();
+  app.add_flag("--no-hedging", options.no_hedging,
+               "Diagnostics: send nothing to a second replica while the first "
+               "is late")
+      ->envname("TROUPE_NO_HEDGING");
+  app.add_flag("--no-ejection", options.no_ejection,
+               "Diagnostics: go on asking expert processes that are sick")
+      ->envname("TROUPE_NO_EJECTION");
   app.add_option("--hop", options.hop,
                  "auto: shared memory with the expert processes on this host "
                  "that offer it, gRPC with the others; grpc: gRPC alone; shm: "

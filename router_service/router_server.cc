@@ -366,7 +366,9 @@ grpc::ServerUnaryReactor* RouterServer::GetStats(
     for (v1::ExpertPeer& peer : experts_->Describe()) {
       *response->add_peers() = std::move(peer);
     }
+    experts_->AddFailoverStats(*response->mutable_failover());
   }
+  if (options_.add_stats != nullptr) options_.add_stats(*response);
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   if (request->check_integrity()) {
     loop_.CheckBetweenSteps([response, reactor](const absl::Status& sound) {

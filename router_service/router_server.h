@@ -35,6 +35,8 @@ struct RouterServerOptions {
   // Told in the statistics.
   double capacity_factor = 0.0;
   RefuseBy refuse = RefuseBy::kPosition;
+  // Adds what the process knows besides; may be null. Called from any thread.
+  std::function<void(v1::RouterStats& stats)> add_stats;
 };
 
 // Thread-safe. Does not own loop and experts (null for a dense model), which

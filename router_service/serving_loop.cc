@@ -470,6 +470,13 @@ void ServingLoop::PublishStats() {
     stats.set_hops(dispatch.hops);
     stats.set_copies_moved_version(dispatch.copies_moved_version);
     stats.set_copies_over_capacity(dispatch.copies_over_capacity);
+    v1::FailoverStats& failover = *stats.mutable_failover();
+    failover.set_messages(dispatch.messages);
+    failover.set_retries(dispatch.retries);
+    failover.set_hedges(dispatch.hedges);
+    failover.set_hedges_won(dispatch.hedges_won);
+    failover.set_retries_held_back(dispatch.retries_held_back);
+    failover.set_hedges_held_back(dispatch.hedges_held_back);
     CountSnapshots(stats);
   }
   stats.set_collapses(collapse_.num_collapses());

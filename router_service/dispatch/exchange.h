@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <memory>
 #include <string>
@@ -23,17 +24,27 @@ namespace troupe {
 // Before a peer that refused or failed is asked again.
 inline constexpr milliseconds kRetryDelay(2);
 
+inline constexpr size_t kNoPart = std::numeric_limits<size_t>::max();
+
 // One message on its way and its answer.
 struct DispatchPart {
   size_t peer = 0;
   std::vector<CopyRun> runs;
   size_t num_copies = 0;
   SteadyTime sent;
+  uint64_t message = 0;  // the pool's number
+  // Of a message that is late: when to send its copies elsewhere, too, and the
+  // parts that they went in. Those have its index as `primary`.
+  SteadyTime hedge_at = kNoDeadline;
+  bool late = false;
+  std::vector<size_t> hedges;
+  size_t primary = kNoPart;
   // Under the exchange's mu; `settled` is changed by the calling thread alone.
   bool settled = false;  // used, or given up
   bool answered = false;
   bool refused = false;  // all of it; the peer said so
   bool no_room = false;  // and why
+  bool lost = false;     // the transport said so
   uint32_t compute_us = 0;
   std::vector<uint32_t> refused_copies;  // some of the message's
   std::string wrong;                     // with what is in place of an answer
@@ -60,6 +71,7 @@ class DispatchHandle::Exchange {
     if (part.settled) return;
     part.answered = true;
     if (!output.ok()) {
+      part.lost = true;
       part.wrong = std::string(output.status().message());
       return;
     }

@@ -20,7 +20,17 @@ constexpr milliseconds kPoll(5);
 
 TokenDispatcher::TokenDispatcher(ExpertPool& experts,
                                  TokenDispatcherOptions options)
-    : experts_(experts), options_(options), runs_of_peer_(experts.size()) {}
+    : experts_(experts),
+      options_(options),
+      retry_budget_(options.retry_budget),
+      hedge_budget_(options.hedge_budget) {}
+
+DispatchStats TokenDispatcher::stats() const {
+  DispatchStats stats = stats_;
+  stats.retries_held_back = retry_budget_.num_exhausted();
+  stats.hedges_held_back = hedge_budget_.num_exhausted();
+  return stats;
+}
 
 // One that nobody holds any more: neither a handle, nor the callback of a
 // batch that may still be answered.
@@ -189,6 +199,8 @@ bool TokenDispatcher::Send(const std::shared_ptr<Exchange>& exchange) {
       1, options_.max_output_bytes /
              (options_.hidden_size * SizeOf(options_.wire_dtype))));
   bool any_news = false;
+  // Peers may have come; those of this placement are among them.
+  runs_of_peer_.resize(experts_.size());
   for (std::vector<CopyRun>& runs : runs_of_peer_) runs.clear();
   exchange->stranded.clear();
   size_t num_left = 0;
@@ -260,7 +272,8 @@ bool TokenDispatcher::Send(const std::shared_ptr<Exchange>& exchange) {
 }
 
 void TokenDispatcher::SendPart(const std::shared_ptr<Exchange>& exchange,
-                               size_t peer, const std::vector<CopyRun>& runs) {
+                               size_t peer, const std::vector<CopyRun>& runs,
+                               size_t primary) {
   const SteadyTime now = std::chrono::steady_clock::now();
   PackBatch(exchange->layer, exchange->hidden.rows, exchange->top_k,
             exchange->plan, runs, packed_);
@@ -280,19 +293,34 @@ void TokenDispatcher::SendPart(const std::shared_ptr<Exchange>& exchange,
   part->runs = runs;
   part->num_copies = packed_.batch.num_copies();
   part->sent = now;
+  part->late = false;
+  part->hedges.clear();
+  part->primary = primary;
+  part->hedge_at = kNoDeadline;
+  if (primary == kNoPart) {
+    if (options_.hedging) {
+      part->hedge_at = now + experts_.HedgeDelay(peer, part->num_copies);
+    }
+    if (runs.front().fate == CopyFate::kFirstChoice) {
+      ++stats_.messages;
+      retry_budget_.OnFirstSend();
+      hedge_budget_.OnFirstSend();
+    }
+  }
   {
     absl::MutexLock lock(&exchange->mu);
     part->settled = false;
     part->answered = false;
     part->refused = false;
     part->no_room = false;
+    part->lost = false;
     part->refused_copies.clear();
     part->wrong.clear();
   }
   const size_t hidden_size = options_.hidden_size;
   const DataType dtype = options_.wire_dtype;
   // The callback holds the exchange: an answer may come when nobody waits.
-  experts_.Send(
+  part->message = experts_.Send(
       peer, packed_.batch, packed_.payload_bytes(hidden_size),
       [&](char* to) { GatherRows(packed_, exchange->hidden, to); },
       [exchange, part, hidden_size,
@@ -303,12 +331,15 @@ void TokenDispatcher::SendPart(const std::shared_ptr<Exchange>& exchange,
 
 bool TokenDispatcher::Settle(Exchange& exchange, size_t index, SteadyTime now) {
   Exchange::Part& part = *exchange.parts[index];
+  if (part.settled) return true;
+  if (part.primary != kNoPart) return SettleHedge(exchange, part, now);
   std::string why;
+  bool is_lost = false;
   {
     absl::MutexLock lock(&exchange.mu);
-    if (part.settled) return true;
     if (part.answered) {
       why = std::move(part.wrong);
+      is_lost = part.lost;
     } else if (now - part.sent >= options_.hop_timeout) {
       why =
           absl::StrCat("no answer after ", options_.hop_timeout.count(), " ms");
@@ -318,6 +349,7 @@ bool TokenDispatcher::Settle(Exchange& exchange, size_t index, SteadyTime now) {
     part.settled = true;
   }
   if (why.empty()) {
+    DropHedges(exchange, part);
     exchange.slowest_compute_us =
         std::max(exchange.slowest_compute_us, part.compute_us);
     Account(exchange, part, now);
@@ -325,10 +357,25 @@ bool TokenDispatcher::Settle(Exchange& exchange, size_t index, SteadyTime now) {
   }
   spdlog::debug("layer {}: {}: {}", exchange.layer, experts_.address(part.peer),
                 why);
+  if (!part.answered || !(is_lost || part.refused)) {
+    experts_.OnTrouble(
+        part.peer, part.answered ? Trouble::kWrongAnswer : Trouble::kTimeout,
+        why);
+  }
+  if (PromoteHedges(exchange, part, now)) return true;
   const std::shared_ptr<const Placement> placement = experts_.placement();
+  const size_t first = exchange.homeless.size();
   for (const CopyRun& run : part.runs) {
     if (part.refused) CountRefused(exchange.layer, run);
     FallBack(exchange, run, part.peer, part.no_room, *placement, now);
+  }
+  if (part.refused) return true;
+  // A failure costs the peers, too: what is sent again for it is bounded.
+  ++stats_.retries;
+  const SteadyTime retry_at = retry_budget_.Reserve(now);
+  for (size_t i = first; i < exchange.homeless.size(); ++i) {
+    SteadyTime& not_before = exchange.homeless[i].not_before;
+    not_before = std::max(not_before, retry_at);
   }
   return true;
 }
@@ -356,7 +403,7 @@ void TokenDispatcher::Wait(const Exchange& exchange, uint32_t seen,
   for (size_t i = 0; i < exchange.num_parts; ++i) {
     const Exchange::Part& part = *exchange.parts[i];
     if (part.settled) continue;
-    until = std::min(until, part.sent + options_.hop_timeout);
+    until = std::min({until, part.sent + options_.hop_timeout, part.hedge_at});
   }
   experts_.bell().Wait(seen, until);
 }
@@ -376,6 +423,7 @@ absl::Status TokenDispatcher::Combine(DispatchHandle handle, const Check& check,
     for (size_t i = 0; i < exchange.num_parts; ++i) {
       if (!Settle(exchange, i, now)) ++in_flight;
     }
+    if (options_.hedging && in_flight > 0) HedgeLate(handle.exchange_, now);
     if (!exchange.homeless.empty()) {
       if (Send(handle.exchange_)) continue;
     } else if (in_flight == 0) {

@@ -13,6 +13,7 @@
 #include "absl/status/status.h"
 #include "cluster/expert_pool.h"
 #include "cluster/fallback_policy.h"
+#include "cluster/retry_budget.h"
 #include "common/clock.h"
 #include "common/thread_pool.h"
 #include "common/views.h"
@@ -50,6 +51,12 @@ struct TokenDispatcherOptions {
   uint64_t refuse_seed = 0;
   // How long `wait` waits for room when the policy has something behind it.
   milliseconds fallback_wait = milliseconds(20);
+  // Whether the copies of a message that is late (ExpertPool::HedgeDelay) are
+  // sent to other replicas, too.
+  bool hedging = true;
+  RetryBudgetOptions hedge_budget = {/*per_send=*/0.05, /*per_second=*/5.0,
+                                     /*max_tokens=*/20.0};
+  RetryBudgetOptions retry_budget;
 };
 
 // The next rows of a step: those of one sequence, and its policy.
@@ -80,6 +87,12 @@ struct DispatchStats {
   double hop_seconds = 0.0;
   uint64_t hops = 0;                  // layers that were waited for
   uint64_t copies_over_capacity = 0;  // whatever became of them
+  uint64_t messages = 0;              // sent for the first time
+  uint64_t retries = 0;               // sent again after a failure
+  uint64_t hedges = 0;                // sent elsewhere, too
+  uint64_t hedges_won = 0;            // that answered first
+  uint64_t retries_held_back = 0;     // sent later: the budget was spent
+  uint64_t hedges_held_back = 0;      // not sent for that reason
 };
 
 // The next rows of a step: those of one sequence, and what it is pinned to.
@@ -112,9 +125,10 @@ class DispatchHandle {
 // Every token's hidden state goes once to each process that owns one of its
 // experts. A copy whose peer is lost, silent, draining or full is sent again to
 // another replica of the same version, or waits for one to appear; it moves to
-// another version when there is none left. What else may happen to it is its
-// row's policy (set_policies). Does not own the pool. One thread calls at a
-// time; several dispatches may be in flight.
+// another version when there is none left. A copy whose peer is late is sent to
+// another replica, too: whichever answers first is used. What else may happen
+// to it is its row's policy (set_policies). Does not own the pool. One thread
+// calls at a time; several dispatches may be in flight.
 class TokenDispatcher {
  public:
   // What a layer lacks: a peer that takes its copies, or the answer of one,
@@ -160,7 +174,8 @@ class TokenDispatcher {
   absl::Status Combine(DispatchHandle handle, const Check& check,
                        FloatMatrix output, ThreadPool& pool);
 
-  DispatchStats stats() const { return stats_; }
+  // Of one thread with Dispatch and Combine.
+  DispatchStats stats() const;
   // Refusals by processes, and by the capacity factor, since construction;
   // [num_experts], or empty: none.
   absl::Span<const uint64_t> refused_per_expert(size_t layer) const;
@@ -217,8 +232,22 @@ class TokenDispatcher {
   // Weights of rows whose experts have changed; the list of fates.
   void Conclude(Exchange& exchange);
 
+  // dispatch/hedging.cc: messages that are late.
+  void HedgeLate(const std::shared_ptr<Exchange>& exchange, SteadyTime now);
+  // Whether each run got another peer.
+  bool Hedge(const std::shared_ptr<Exchange>& exchange, size_t index,
+             SteadyTime now);
+  // Settle, for a part that is a hedge.
+  bool SettleHedge(Exchange& exchange, DispatchPart& hedge, SteadyTime now);
+  // The hedges of `part` are not needed, or did not help.
+  void DropHedges(Exchange& exchange, DispatchPart& part);
+  // The hedges of `part`, which has failed, take its place; false: none.
+  bool PromoteHedges(Exchange& exchange, DispatchPart& part, SteadyTime now);
+
+  // primary: of a hedge, the index of what is late.
   void SendPart(const std::shared_ptr<Exchange>& exchange, size_t peer,
-                const std::vector<CopyRun>& runs);
+                const std::vector<CopyRun>& runs,
+                size_t primary = static_cast<size_t>(-1));
   // Takes what the part's peer answered, or gives the peer up; false while
   // neither.
   bool Settle(Exchange& exchange, size_t index, SteadyTime now);
@@ -231,10 +260,12 @@ class TokenDispatcher {
   const TokenDispatcherOptions options_;
   SteadyTime deadline_ = kNoDeadline;
   DispatchStats stats_;
+  RetryBudget retry_budget_;
+  RetryBudget hedge_budget_;
   // Kept from layer to layer, so that nothing is allocated once they have
   // grown.
   std::vector<std::shared_ptr<Exchange>> exchanges_;
-  std::vector<std::vector<CopyRun>> runs_of_peer_;  // [experts_.size()]
+  std::vector<std::vector<CopyRun>> runs_of_peer_;  // [peers so far]
   std::vector<CopyRun> message_;
 
   // Of the step: see set_snapshots.

@@ -1,5 +1,6 @@
 #include "tests/fakes/fake_expert_process.h"
 
+#include <algorithm>
 #include <cstring>
 #include <deque>
 #include <functional>
@@ -31,6 +32,12 @@ v1::ExpertOutput Compute(const v1::ExpertBatch& batch) {
         values.data(),
         batch.hidden_states().data() + row * hidden_size * sizeof(float),
         hidden_size * sizeof(float));
+    // A pool's probe; its answer is not looked at.
+    if (std::all_of(values.begin(), values.end(),
+                    [](float value) { return value == 0.0f; })) {
+      tokens.push_back(0);
+      continue;
+    }
     const size_t token = static_cast<size_t>(values[0]) / 64;
     for (size_t c = 0; c < hidden_size; ++c) {
       CHECK_EQ(values[c], FakeHidden(token, c));

@@ -69,11 +69,13 @@ absl::StatusOr<std::unique_ptr<LocalCluster>> LocalCluster::Start(
     ExpertPoolOptions pool_options;
     pool_options.is_moe_layer = config.is_moe_layer;
     pool_options.num_experts = config.num_experts;
+    pool_options.ejection = false;  // nobody is away
     cluster->experts_ = std::make_unique<ExpertPool>(std::move(pool_options),
                                                      std::move(members));
     TokenDispatcherOptions dispatch_options;
     dispatch_options.hidden_size = config.hidden_size;
     dispatch_options.num_experts = config.num_experts;
+    dispatch_options.hedging = false;
     dispatch_options.wire_dtype = options.wire_dtype;
     dispatch_options.capacity_factor = options.capacity_factor;
     dispatch_options.refuse = options.refuse;

@@ -107,6 +107,17 @@ std::string PeerLine(const v1::ExpertPeer& peer) {
   if (!state.second.empty()) {
     absl::StrAppend(&line, "    ", state.second, "\n");
   }
+  const v1::PeerHealth& health = peer.health();
+  if (health.late() + health.timeouts() + health.ejections() > 0) {
+    absl::StrAppendFormat(
+        &line,
+        "    late %d (hedges won %d), timeouts %d, ejected %d times (probes "
+        "%d, failed %d); p50 %.3f ms, p99 %.3f ms, late after %.1f ms\n",
+        health.late(), health.hedges_won(), health.timeouts(),
+        health.ejections(), health.probes(), health.failed_probes(),
+        health.round_trip_ms_p50(), health.round_trip_ms_p99(),
+        health.hedge_delay_ms());
+  }
   return line;
 }
 
@@ -194,6 +205,24 @@ std::string RouterLines(const v1::RouterStats& router) {
       router.copies_resent(), router.copies_refused(), router.copies_dropped());
   text += VersionLines(router);
   text += FallbackLine(router);
+  if (router.has_failover()) {
+    const v1::FailoverStats& failover = router.failover();
+    absl::StrAppendFormat(
+        &text,
+        "  failover: %s messages, hedges %d (won %d, held back %d), retries %d "
+        "(held back %d), ejections %d (last replica: %d), readmissions %d\n",
+        FormatCount(static_cast<double>(failover.messages())),
+        failover.hedges(), failover.hedges_won(), failover.hedges_held_back(),
+        failover.retries(), failover.retries_held_back(), failover.ejections(),
+        failover.ejections_forgone(), failover.readmissions());
+  }
+  for (const v1::DiscoveryStats& source : router.discovery()) {
+    absl::StrAppendFormat(&text, "  %s: %d addresses, %d changes%s\n",
+                          source.source(), source.addresses(), source.changes(),
+                          source.last_error().empty()
+                              ? ""
+                              : absl::StrCat("; ", source.last_error()));
+  }
   if (router.peers_size() > 0) {
     absl::StrAppendFormat(&text, "  %-14s %-9s %-5s %9s %9s %12s %9s %9s %9s\n",
                           "peer", "state", "hop", "room", "messages",
