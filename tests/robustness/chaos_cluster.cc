@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <thread>
@@ -71,9 +72,25 @@ std::vector<std::string> Addresses(
 
 }  // namespace
 
+bool HelpSays(const std::string& command, const std::string& text) {
+  FILE* pipe = popen((command + " --help 2>&1 </dev/null").c_str(), "re");
+  if (pipe == nullptr) return false;
+  std::string output;
+  char buffer[4096];
+  while (const size_t size = fread(buffer, 1, sizeof(buffer), pipe)) {
+    output.append(buffer, size);
+  }
+  pclose(pipe);
+  return output.find(text) != std::string::npos;
+}
+
 ChaosCluster::ChaosCluster(ChaosClusterOptions options)
     : options_(std::move(options)),
       next_port_(kFirstPort + getpid() * 61 % (kLastPort - kFirstPort)) {
+  options_.watch_lists =
+      options_.watch_lists &&
+      HelpSays(options_.bin_dir + "/troupe-router", "file:") &&
+      HelpSays(options_.bin_dir + "/troupe-gateway", "file:");
   auto hosts = TwoHosts::Create(options_.work_dir + "/hosts.log");
   if (hosts.ok()) {
     hosts_ = *std::move(hosts);

@@ -105,6 +105,8 @@ std::string NewWorkDir(const Flags& flags, const std::string& name) {
   return folder;
 }
 
+constexpr size_t kLastLines = 8;
+
 // The last lines of every log, for a machine whose files are gone tomorrow.
 void PrintLogs(const std::string& folder) {
   for (const auto& entry : std::filesystem::directory_iterator(folder)) {
@@ -113,7 +115,7 @@ void PrintLogs(const std::string& folder) {
     std::vector<std::string> lines;
     for (std::string line; std::getline(file, line);) lines.push_back(line);
     std::printf("== %s\n", entry.path().filename().c_str());
-    const size_t from = lines.size() > 15 ? lines.size() - 15 : 0;
+    const size_t from = lines.size() - std::min(lines.size(), kLastLines);
     for (size_t i = from; i < lines.size(); ++i) std::puts(lines[i].c_str());
   }
 }
