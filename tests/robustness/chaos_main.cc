@@ -54,6 +54,11 @@ const std::vector<Control>& Controls() {
        [](ChaosOptions& run) {
          run.faults = {"expert_stop"};
          run.cluster.router_flags = {"--hop-timeout-ms", "600000"};
+         for (const char* flag : {"--no-hedging", "--no-ejection"}) {
+           if (HelpSays(run.cluster.bin_dir + "/troupe-router", flag)) {
+             run.cluster.router_flags.emplace_back(flag);
+           }
+         }
        }},
       {"one_router",
        "without a second router, streams wait for the killed one",
@@ -61,6 +66,14 @@ const std::vector<Control>& Controls() {
        [](ChaosOptions& run) {
          run.faults = {"router_kill"};
          run.cluster.num_routers = 1;
+       }},
+      {"patient_gateway",
+       "without a bound on a router's silence, streams wait for the stopped "
+       "router",
+       {"stall", "failed"},
+       [](ChaosOptions& run) {
+         run.faults = {"router_stop"};
+         run.cluster.gateway_flags = {"--router-silence-ms", "600000"};
        }},
       {"no_second_call",
        "clients that do not call again lose their streams with the gateway",
