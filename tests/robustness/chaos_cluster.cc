@@ -123,8 +123,10 @@ ChaosCluster::ChaosCluster(ChaosClusterOptions options)
   }
   for (size_t i = 0; i < options_.num_routers; ++i) {
     std::vector<std::string> arguments = command("troupe-router");
-    append(arguments,
-           {"--threads", "1", "--experts", Peers(ChaosProcess::Role::kExpert)});
+    // Few blocks: prefixes are evicted all the time, and the whole cache has
+    // been touched early, so that growth is a leak.
+    append(arguments, {"--threads", "1", "--kv-blocks", "512", "--experts",
+                       Peers(ChaosProcess::Role::kExpert)});
     append(arguments, options_.router_flags);
     AddProcess(ChaosProcess::Role::kRouter, absl::StrCat("router-", i), i == 1,
                i == 1, arguments);

@@ -274,7 +274,7 @@ int main(int argc, char** argv) {
   run.cluster.bin_dir = TROUPE_BINARY_DIR;
   run.limits.min_streaming = 2;
   run.growth = {
-      .resident_mib = 24, .descriptors = 8, .threads = 8, .num_warm = 3};
+      .resident_mib = 32, .descriptors = 8, .threads = 8, .num_warm = 3};
   CLI::App app(
       "Starts a gateway, two routers and two replicas of every expert on two "
       "hosts,\nsends a steady load, and breaks something every two periods. "
