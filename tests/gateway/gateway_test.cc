@@ -666,6 +666,9 @@ class FakeExpert final : public v1::Expert::Service {
                         const v1::GetExpertStatsRequest* request,
                         v1::ExpertStats* response) override {
     response->set_rows(1234);
+    if (request->check_integrity()) {
+      response->add_integrity_errors("of 3 queued rows 2 wait");
+    }
     return grpc::Status::OK;
   }
 };
@@ -705,8 +708,16 @@ TEST_F(GatewayTest, StatsOfTheWholeCluster) {
   EXPECT_EQ(cluster.routers(0).steps(), 99u);
   ASSERT_EQ(cluster.experts_size(), 1);
   EXPECT_EQ(cluster.experts(0).rows(), 1234u);
+  EXPECT_THAT(cluster.experts(0).integrity_errors(), IsEmpty());
   EXPECT_THAT(cluster.unreachable(),
               ElementsAre(dead.address(), "unix:/nowhere/expert.sock"));
+
+  grpc::ClientContext check_context;
+  request.set_check_integrity(true);
+  ASSERT_TRUE(stub_->GetStats(&check_context, request, &cluster).ok());
+  ASSERT_EQ(cluster.experts_size(), 1);
+  EXPECT_THAT(cluster.experts(0).integrity_errors(),
+              ElementsAre("of 3 queued rows 2 wait"));
 }
 
 // The reflection protocol, in bytes: a request whose field 7 (list_services)

@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <thread>
@@ -71,9 +72,25 @@ std::vector<std::string> Addresses(
 
 }  // namespace
 
+bool HelpSays(const std::string& command, const std::string& text) {
+  FILE* pipe = popen((command + " --help 2>&1 </dev/null").c_str(), "re");
+  if (pipe == nullptr) return false;
+  std::string output;
+  char buffer[4096];
+  while (const size_t size = fread(buffer, 1, sizeof(buffer), pipe)) {
+    output.append(buffer, size);
+  }
+  pclose(pipe);
+  return output.find(text) != std::string::npos;
+}
+
 ChaosCluster::ChaosCluster(ChaosClusterOptions options)
     : options_(std::move(options)),
       next_port_(kFirstPort + getpid() * 61 % (kLastPort - kFirstPort)) {
+  options_.watch_lists =
+      options_.watch_lists &&
+      HelpSays(options_.bin_dir + "/troupe-router", "file:") &&
+      HelpSays(options_.bin_dir + "/troupe-gateway", "file:");
   auto hosts = TwoHosts::Create(options_.work_dir + "/hosts.log");
   if (hosts.ok()) {
     hosts_ = *std::move(hosts);
@@ -106,8 +123,10 @@ ChaosCluster::ChaosCluster(ChaosClusterOptions options)
   }
   for (size_t i = 0; i < options_.num_routers; ++i) {
     std::vector<std::string> arguments = command("troupe-router");
-    append(arguments,
-           {"--threads", "1", "--experts", Peers(ChaosProcess::Role::kExpert)});
+    // Few blocks: prefixes are evicted all the time, and the whole cache has
+    // been touched early, so that growth is a leak.
+    append(arguments, {"--threads", "1", "--kv-blocks", "512", "--experts",
+                       Peers(ChaosProcess::Role::kExpert)});
     append(arguments, options_.router_flags);
     AddProcess(ChaosProcess::Role::kRouter, absl::StrCat("router-", i), i == 1,
                i == 1, arguments);

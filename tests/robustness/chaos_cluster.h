@@ -25,12 +25,16 @@ struct ChaosClusterOptions {
   size_t num_groups = 2;    // expert processes that share the experts
   size_t num_replicas = 2;  // of each group
   size_t num_routers = 2;
-  // Routers and gateway watch lists of addresses; else they are given them.
+  // Routers and gateway watch lists of addresses, if they can; else they are
+  // given them.
   bool watch_lists = true;
   std::vector<std::string> gateway_flags;
   std::vector<std::string> router_flags;
   std::vector<std::string> expert_flags;
 };
+
+// Whether `command --help` prints that text: what a build can do.
+bool HelpSays(const std::string& command, const std::string& text);
 
 // One process of the cluster, running or not.
 struct ChaosProcess {
@@ -99,7 +103,7 @@ class ChaosCluster {
   std::string Peers(ChaosProcess::Role role) const;
   std::string Missing() const;
 
-  const ChaosClusterOptions options_;
+  ChaosClusterOptions options_;  // constant after construction
   std::unique_ptr<TwoHosts> hosts_;
   std::string why_one_host_;
   std::string host_a_ = "127.0.0.1";

@@ -54,6 +54,11 @@ const std::vector<Control>& Controls() {
        [](ChaosOptions& run) {
          run.faults = {"expert_stop"};
          run.cluster.router_flags = {"--hop-timeout-ms", "600000"};
+         for (const char* flag : {"--no-hedging", "--no-ejection"}) {
+           if (HelpSays(run.cluster.bin_dir + "/troupe-router", flag)) {
+             run.cluster.router_flags.emplace_back(flag);
+           }
+         }
        }},
       {"one_router",
        "without a second router, streams wait for the killed one",
@@ -61,6 +66,14 @@ const std::vector<Control>& Controls() {
        [](ChaosOptions& run) {
          run.faults = {"router_kill"};
          run.cluster.num_routers = 1;
+       }},
+      {"patient_gateway",
+       "without a bound on a router's silence, streams wait for the stopped "
+       "router",
+       {"stall", "failed"},
+       [](ChaosOptions& run) {
+         run.faults = {"router_stop"};
+         run.cluster.gateway_flags = {"--router-silence-ms", "600000"};
        }},
       {"no_second_call",
        "clients that do not call again lose their streams with the gateway",
@@ -105,6 +118,8 @@ std::string NewWorkDir(const Flags& flags, const std::string& name) {
   return folder;
 }
 
+constexpr size_t kLastLines = 8;
+
 // The last lines of every log, for a machine whose files are gone tomorrow.
 void PrintLogs(const std::string& folder) {
   for (const auto& entry : std::filesystem::directory_iterator(folder)) {
@@ -113,7 +128,7 @@ void PrintLogs(const std::string& folder) {
     std::vector<std::string> lines;
     for (std::string line; std::getline(file, line);) lines.push_back(line);
     std::printf("== %s\n", entry.path().filename().c_str());
-    const size_t from = lines.size() > 15 ? lines.size() - 15 : 0;
+    const size_t from = lines.size() - std::min(lines.size(), kLastLines);
     for (size_t i = from; i < lines.size(); ++i) std::puts(lines[i].c_str());
   }
 }
@@ -259,7 +274,7 @@ int main(int argc, char** argv) {
   run.cluster.bin_dir = TROUPE_BINARY_DIR;
   run.limits.min_streaming = 2;
   run.growth = {
-      .resident_mib = 24, .descriptors = 8, .threads = 8, .num_warm = 3};
+      .resident_mib = 32, .descriptors = 8, .threads = 8, .num_warm = 3};
   CLI::App app(
       "Starts a gateway, two routers and two replicas of every expert on two "
       "hosts,\nsends a steady load, and breaks something every two periods. "

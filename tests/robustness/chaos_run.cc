@@ -219,6 +219,7 @@ class Run {
           absl::StrCat("not whole again: ", done.message()));
     }
     window.whole_at_s = load_->Now();
+    CheckIntegrity(window.errors);
     SleepUntil(*load_, window.begin_s + options_.period_s);
     window.end_s = load_->Now();
     next_s_ = options_.period_s *
@@ -235,6 +236,23 @@ class Run {
     }
     if (options_.on_result) options_.on_result(result);
     outcome_.results.push_back(result);
+  }
+
+  // Under load, what processes find wrong with themselves.
+  void CheckIntegrity(std::vector<std::string>& errors) const {
+    const absl::StatusOr<v1::ClusterStats> stats = cluster_.Stats(true);
+    if (!stats.ok()) {
+      errors.emplace_back(stats.status().message());
+      return;
+    }
+    for (const v1::RouterStats& router : stats->routers()) {
+      errors.insert(errors.end(), router.integrity_errors().begin(),
+                    router.integrity_errors().end());
+    }
+    for (const v1::ExpertStats& expert : stats->experts()) {
+      errors.insert(errors.end(), expert.integrity_errors().begin(),
+                    expert.integrity_errors().end());
+    }
   }
 
   void AddProblem(std::string problem) {

@@ -28,7 +28,7 @@ struct ChaosOptions {
   int outage_ms = 2000;
   // Requests that would run at once if each ran as fast as alone; gives the
   // rate of arrivals.
-  double streams = 4;
+  double streams = 6;
   double rate_per_s = 0;  // instead, when not 0
   size_t num_templates = 24;
   size_t max_prompt = 100;

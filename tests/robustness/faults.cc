@@ -3,6 +3,7 @@
 #include <signal.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <filesystem>
 #include <thread>
 
@@ -29,9 +30,17 @@ std::vector<ChaosProcess*> BehindProxy(std::vector<ChaosProcess*> processes) {
 
 std::string NeedsNothing(ChaosCluster&) { return ""; }
 
+// A router that is silent, but not gone.
+std::string NeedsSilence(ChaosCluster& cluster) {
+  return HelpSays(cluster.options().bin_dir + "/troupe-gateway",
+                  "--router-silence-ms")
+             ? ""
+             : "this gateway does not notice silent routers";
+}
+
 std::string NeedsTwoHosts(ChaosCluster& cluster) {
   return cluster.hosts() != nullptr
-             ? ""
+             ? NeedsSilence(cluster)
              : absl::StrCat("no network namespace: ", cluster.why_one_host());
 }
 
@@ -40,10 +49,10 @@ std::string NeedsLists(ChaosCluster& cluster) {
 }
 
 std::string NeedsUpdate(ChaosCluster& cluster) {
-  const std::string command =
-      cluster.options().bin_dir +
-      "/troupe experts update --help >/dev/null 2>/dev/null </dev/null";
-  return std::system(command.c_str()) == 0 ? "" : "no `troupe experts update`";
+  return HelpSays(cluster.options().bin_dir + "/troupe experts update",
+                  "--label")
+             ? ""
+             : "this `troupe` has no `experts update`";
 }
 
 absl::Status Expect0(const ChaosProcess& process, int status) {
@@ -242,9 +251,9 @@ std::vector<Fault> MakeFaults() {
        [](C& c) { return ScaleOutAndIn(c); }},
       {"router_kill", "kill -9 of a router, started again", false, NeedsNothing,
        [](C& c) { return KillAndRestart(c, c.Pick(c.cluster.Routers())); }},
-      {"router_stop", "SIGSTOP of a router, then SIGCONT", false, NeedsNothing,
+      {"router_stop", "SIGSTOP of a router, then SIGCONT", false, NeedsSilence,
        [](C& c) { return StopAndGoOn(c, c.Pick(c.cluster.Routers())); }},
-      {"router_silent", "nothing gets through to a router", false, NeedsNothing,
+      {"router_silent", "nothing gets through to a router", false, NeedsSilence,
        [](C& c) {
          return BeSilent(c, c.Pick(BehindProxy(c.cluster.Routers())));
        }},

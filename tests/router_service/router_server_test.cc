@@ -244,11 +244,14 @@ class RouterServerTest : public testing::Test {
             .ok());
     return description;
   }
+  // With a check of everything.
   v1::RouterStats Stats() {
     grpc::ClientContext context;
+    v1::GetRouterStatsRequest request;
+    request.set_check_integrity(true);
     v1::RouterStats stats;
-    EXPECT_TRUE(
-        stub_->GetStats(&context, v1::GetRouterStatsRequest(), &stats).ok());
+    EXPECT_TRUE(stub_->GetStats(&context, request, &stats).ok());
+    EXPECT_THAT(stats.integrity_errors(), testing::IsEmpty());
     return stats;
   }
   void ExpectAllFree() {
