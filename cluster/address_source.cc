@@ -269,7 +269,9 @@ absl::StatusOr<std::unique_ptr<AddressSource>> AddressSource::Create(
   return std::unique_ptr<AddressSource>(new AddressSource(std::move(state)));
 }
 
-AddressSource::~AddressSource() {
+AddressSource::~AddressSource() { Stop(); }
+
+void AddressSource::Stop() {
   absl::MutexLock call_lock(&state_->call_mu);
   absl::MutexLock lock(&state_->mu);
   state_->stopping = true;

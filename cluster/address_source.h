@@ -55,8 +55,7 @@ class AddressSource {
   // InvalidArgument names the spec.
   static absl::StatusOr<std::unique_ptr<AddressSource>> Create(
       AddressSourceOptions options);
-  // No call of the listener afterwards.
-  ~AddressSource();
+  ~AddressSource();  // stops
   AddressSource(const AddressSource&) = delete;
   AddressSource& operator=(const AddressSource&) = delete;
 
@@ -66,6 +65,8 @@ class AddressSource {
   // Calls `listener` from here with what plain addresses and files say, then
   // from other threads, one call at a time, with every other set. Once.
   void Start(Listener listener);
+  // No call of the listener afterwards; as the destructor.
+  void Stop();
 
   std::vector<std::string> addresses() const;
 

@@ -21,8 +21,9 @@ struct FlatBatchHeader {
   uint32_t dtype;
   uint32_t num_experts;
   uint32_t num_copies;
-  uint32_t num_versions;  // 0 or num_experts
-  uint32_t reserved[5];
+  uint32_t num_versions;    // 0 or num_experts
+  uint32_t num_priorities;  // 0 or num_copies
+  uint32_t reserved[4];
 };
 static_assert(sizeof(FlatBatchHeader) == kAlignment);
 
@@ -34,7 +35,8 @@ struct FlatOutputHeader {
   uint32_t dtype;
   uint32_t compute_us;
   uint32_t queue_us;
-  uint32_t reserved[6];
+  uint32_t num_refused;  // at the end of the payload
+  uint32_t reserved[5];
 };
 static_assert(sizeof(FlatOutputHeader) == kAlignment);
 
@@ -48,13 +50,14 @@ uint64_t Aligned(uint64_t num_bytes) {
 }
 
 uint64_t PayloadOffset(uint64_t num_versions, uint64_t num_experts,
-                       uint64_t num_copies) {
+                       uint64_t num_copies, uint64_t num_priorities) {
   return Aligned(sizeof(FlatBatchHeader) + num_versions * sizeof(uint64_t) +
-                 (2 * num_experts + num_copies) * sizeof(uint32_t));
+                 (2 * num_experts + num_copies + num_priorities) *
+                     sizeof(uint32_t));
 }
 uint64_t PayloadOffset(const ExpertBatch& batch) {
   return PayloadOffset(batch.versions.size(), batch.expert_ids.size(),
-                       batch.row_of_copy.size());
+                       batch.row_of_copy.size(), batch.priorities.size());
 }
 
 template <typename T>
@@ -90,6 +93,7 @@ void ExpertBatch::Clear() {
   copies_per_expert.clear();
   versions.clear();
   row_of_copy.clear();
+  priorities.clear();
 }
 
 const char* Name(Verdict verdict) {
@@ -100,6 +104,8 @@ const char* Name(Verdict verdict) {
       return "refused";
     case Verdict::kDraining:
       return "draining";
+    case Verdict::kPartial:
+      return "partial";
     case Verdict::kGone:
       return "the version is gone";
     case Verdict::kUnspecified:
@@ -239,6 +245,11 @@ absl::Status ValidateFrame(const ExpertBatch& batch, uint64_t payload_bytes,
     return Wrong("row_of_copy", absl::StrCat(batch.row_of_copy.size(),
                                              " rows instead of ", num_copies));
   }
+  if (!batch.priorities.empty() && batch.priorities.size() != num_copies) {
+    return Wrong("priorities",
+                 absl::StrCat(batch.priorities.size(), " numbers for ",
+                              num_copies, " copies"));
+  }
   for (const uint32_t row : batch.row_of_copy) {
     if (row >= num_tokens) {
       return Wrong("row_of_copy",
@@ -264,12 +275,14 @@ char* EncodeFlatBatch(const ExpertBatch& batch, uint64_t attempt_id,
   header.num_experts = static_cast<uint32_t>(batch.expert_ids.size());
   header.num_copies = static_cast<uint32_t>(batch.row_of_copy.size());
   header.num_versions = static_cast<uint32_t>(batch.versions.size());
+  header.num_priorities = static_cast<uint32_t>(batch.priorities.size());
   std::memcpy(to, &header, sizeof(header));
   char* at = to + sizeof(header);
   at = PutNumbers(batch.versions, at);
   at = PutNumbers(batch.expert_ids, at);
   at = PutNumbers(batch.copies_per_expert, at);
-  PutNumbers(batch.row_of_copy, at);
+  at = PutNumbers(batch.row_of_copy, at);
+  PutNumbers(batch.priorities, at);
   return to + PayloadOffset(batch);
 }
 
@@ -294,7 +307,8 @@ absl::StatusOr<absl::string_view> DecodeFlatBatch(absl::string_view frame,
   batch.dtype = static_cast<DataType>(header.dtype);
   // Numbers of 32 bits: no overflow in 64.
   const uint64_t offset =
-      PayloadOffset(header.num_versions, header.num_experts, header.num_copies);
+      PayloadOffset(header.num_versions, header.num_experts, header.num_copies,
+                    header.num_priorities);
   if (header.num_experts > limits.max_groups()) {
     return Wrong("expert_ids",
                  absl::StrCat(header.num_experts, " of a model with ",
@@ -303,6 +317,11 @@ absl::StatusOr<absl::string_view> DecodeFlatBatch(absl::string_view frame,
   if (header.num_versions != 0 && header.num_versions != header.num_experts) {
     return Wrong("versions", absl::StrCat(header.num_versions, " for ",
                                           header.num_experts, " experts"));
+  }
+  if (header.num_priorities != 0 &&
+      header.num_priorities != header.num_copies) {
+    return Wrong("priorities", absl::StrCat(header.num_priorities, " for ",
+                                            header.num_copies, " copies"));
   }
   if (offset > frame.size()) {
     return Wrong("row_of_copy",
@@ -318,7 +337,8 @@ absl::StatusOr<absl::string_view> DecodeFlatBatch(absl::string_view frame,
   at = TakeNumbers(at, header.num_versions, batch.versions);
   at = TakeNumbers(at, header.num_experts, batch.expert_ids);
   at = TakeNumbers(at, header.num_experts, batch.copies_per_expert);
-  TakeNumbers(at, header.num_copies, batch.row_of_copy);
+  at = TakeNumbers(at, header.num_copies, batch.row_of_copy);
+  TakeNumbers(at, header.num_priorities, batch.priorities);
   return frame.substr(offset);
 }
 
@@ -340,7 +360,11 @@ void EncodeFlatOutput(const ExpertOutput& output, uint64_t payload_bytes,
   header.dtype = static_cast<uint32_t>(output.dtype);
   header.compute_us = output.compute_us;
   header.queue_us = output.queue_us;
+  header.num_refused = static_cast<uint32_t>(output.refused_copies.size());
   std::memcpy(to, &header, sizeof(header));
+  PutNumbers(output.refused_copies,
+             FlatOutputPayload(to) + payload_bytes -
+                 output.refused_copies.size() * sizeof(uint32_t));
 }
 
 absl::StatusOr<ExpertOutput> DecodeFlatOutput(absl::string_view frame) {
@@ -371,7 +395,17 @@ absl::StatusOr<ExpertOutput> DecodeFlatOutput(absl::string_view frame) {
   output.free_rows = header.free_rows;
   output.compute_us = header.compute_us;
   output.queue_us = header.queue_us;
-  output.rows = PayloadView(frame.substr(sizeof(header)));
+  const absl::string_view payload = frame.substr(sizeof(header));
+  const uint64_t list_bytes = uint64_t{header.num_refused} * sizeof(uint32_t);
+  if (list_bytes > payload.size()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("ExpertOutput.refused_copies: ", header.num_refused,
+                     " in a payload of ", payload.size(), " bytes"));
+  }
+  const uint64_t row_bytes = payload.size() - list_bytes;
+  TakeNumbers(payload.data() + row_bytes, header.num_refused,
+              output.refused_copies);
+  output.rows = PayloadView(payload.substr(0, row_bytes));
   return output;
 }
 

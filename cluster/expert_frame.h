@@ -38,6 +38,10 @@ struct ExpertBatch {
   std::vector<uint64_t> versions;
   // [num_copies]: the row of the hidden states of each copy.
   std::vector<uint32_t> row_of_copy;
+  // [num_copies] or empty: all the same. When there is room for some of the
+  // copies alone, those with the lowest numbers are refused; of equals, the
+  // last ones.
+  std::vector<uint32_t> priorities;
 
   size_t num_copies() const { return row_of_copy.size(); }
   uint64_t version(size_t i) const {
@@ -52,9 +56,13 @@ enum class Verdict : uint8_t {
   kRefused = 2,   // no room: nothing was computed, ask elsewhere
   kDraining = 3,  // leaving: nothing was computed, ask elsewhere
   kGone = 4,      // a version that is not here (any more)
+  kPartial = 5,   // room for some: all but ExpertOutput::refused_copies
 };
-inline constexpr Verdict kLastVerdict = Verdict::kGone;
+inline constexpr Verdict kLastVerdict = Verdict::kPartial;
 const char* Name(Verdict verdict);
+inline bool HasRows(Verdict verdict) {
+  return verdict == Verdict::kComputed || verdict == Verdict::kPartial;
+}
 
 // Bytes in the memory of a transport, in one piece or, over gRPC, in several.
 class PayloadView {
@@ -75,7 +83,8 @@ class PayloadView {
 };
 
 // The answer to one batch. Rows [num_copies, hidden_size] of the batch's dtype,
-// in the order of its copies, not weighted.
+// in the order of its copies, not weighted; of a partial one, those of the
+// copies that were not refused.
 struct ExpertOutput {
   uint64_t attempt_id = 0;
   Verdict verdict = Verdict::kUnspecified;
@@ -83,6 +92,9 @@ struct ExpertOutput {
   uint64_t free_rows = 0;   // room in the queue now
   uint32_t compute_us = 0;  // time in the grouped GEMM
   uint32_t queue_us = 0;    // time before it
+  // Of a partial answer: copies of the batch, ascending. That they are the
+  // batch's is not looked at when a frame is read.
+  std::vector<uint32_t> refused_copies;
   // Valid until the callback that brought it returns.
   PayloadView rows;
 };
@@ -134,6 +146,7 @@ absl::StatusOr<absl::string_view> DecodeFlatBatch(absl::string_view frame,
                                                   const FrameLimits& limits,
                                                   ExpertBatch& batch);
 
+// payload_bytes: of the rows and, behind them, the refused copies.
 uint64_t FlatOutputBytes(uint64_t payload_bytes);
 // Where the payload of an output frame at `frame` lies.
 char* FlatOutputPayload(char* frame);

@@ -208,7 +208,7 @@ void ExpertPool::Rebuild() {
       placement_ == nullptr ? 0 : placement_->epoch() + 1,
       options_.is_moe_layer, options_.num_experts, peers, placement_.get());
   for (const std::string& conflict : next->conflicts()) {
-    spdlog::warn("left out: {}", conflict);
+    spdlog::warn("not used by new sequences: {}", conflict);
   }
   Note(next->current());
   Note(next->canary());
@@ -297,6 +297,20 @@ std::optional<size_t> ExpertPool::Choose(const Placement& placement,
       loads_, std::max<uint64_t>(rows, 1), Draw())];
   members_[best]->chosen_rows += rows;
   return best;
+}
+
+uint64_t ExpertPool::Room(const Placement& placement, size_t layer,
+                          size_t expert, uint64_t version) const {
+  uint64_t most = 0;
+  absl::MutexLock lock(&mu_);
+  for (const size_t peer : placement.Replicas(layer, expert, version)) {
+    const PoolMember& member = *members_[peer];
+    if (!member.connected || member.free_rows <= member.in_flight_rows) {
+      continue;
+    }
+    most = std::max(most, member.free_rows - member.in_flight_rows);
+  }
+  return most;
 }
 
 // The same until something is sent: the experts of a layer go into the same

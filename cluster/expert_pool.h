@@ -57,6 +57,10 @@ class ExpertPool {
   std::optional<size_t> Choose(const Placement& placement, size_t layer,
                                size_t expert, absl::Span<const size_t> avoid,
                                uint64_t version = 0, uint64_t rows = 0);
+  // Rows that the process with the most room for the version could take, as far
+  // as its last answer and what is in flight tell; 0: none is connected.
+  uint64_t Room(const Placement& placement, size_t layer, size_t expert,
+                uint64_t version = 0) const;
   // A snapshot that some sequence has, besides those of placements. While
   // anybody holds it, leaving versions that it names are not released.
   void Register(const SnapshotPtr& snapshot);

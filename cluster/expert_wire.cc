@@ -20,6 +20,7 @@ using google::protobuf::io::CodedInputStream;
 
 constexpr uint64_t kAlignment = 64;
 constexpr uint32_t kMaxControlBytes = 16u << 20;  // a hello, a description
+constexpr uint64_t kMaxRefusedCopies = 1u << 22;
 
 // Field numbers of protos/expert.proto.
 using Request = v1::ExpertRequest;
@@ -32,6 +33,7 @@ static_assert(static_cast<int>(DataType::kBF16) == v1::WIRE_DTYPE_BFLOAT16);
 static_assert(static_cast<int>(Verdict::kComputed) == Output::VERDICT_COMPUTED);
 static_assert(static_cast<int>(Verdict::kRefused) == Output::VERDICT_REFUSED);
 static_assert(static_cast<int>(Verdict::kDraining) == Output::VERDICT_DRAINING);
+static_assert(static_cast<int>(Verdict::kPartial) == Output::VERDICT_PARTIAL);
 
 void AppendVarint(uint64_t value, std::string& to) {
   while (value >= 0x80) {
@@ -233,6 +235,10 @@ absl::Status ReadBatch(CodedInputStream& in, const FrameLimits& limits,
         field = ".row_of_copy";
         ok = ReadNumbers(in, tag, max_copies, batch.row_of_copy);
         break;
+      case Batch::kPrioritiesFieldNumber:
+        field = ".priorities";
+        ok = ReadNumbers(in, tag, max_copies, batch.priorities);
+        break;
       case Batch::kTimeoutMsFieldNumber:
         field = ".timeout_ms";
         ok = ReadNumber(in, tag, &batch.timeout_ms);
@@ -279,6 +285,10 @@ absl::Status ReadOutput(CodedInputStream& in, uint64_t* payload_offset,
       case Output::kOutputsFieldNumber:
         field = ".outputs";
         ok = ReadPayload(in, tag, payload_offset, payload_bytes);
+        break;
+      case Output::kRefusedCopiesFieldNumber:
+        field = ".refused_copies";
+        ok = ReadNumbers(in, tag, kMaxRefusedCopies, output.refused_copies);
         break;
       case Output::kFreeRowsFieldNumber:
         field = ".free_rows";
@@ -352,6 +362,7 @@ grpc::ByteBuffer EncodeBatch(const ExpertBatch& batch, uint64_t attempt_id,
                 fields);
   AppendNumbers(Batch::kRowOfCopyFieldNumber, batch.row_of_copy, fields);
   AppendFixed64s(Batch::kVersionsFieldNumber, batch.versions, fields);
+  AppendNumbers(Batch::kPrioritiesFieldNumber, batch.priorities, fields);
   AppendNumber(Batch::kTimeoutMsFieldNumber, batch.timeout_ms, fields);
   AppendNumber(Batch::kDtypeFieldNumber, static_cast<uint64_t>(batch.dtype),
                fields);
@@ -365,6 +376,8 @@ grpc::ByteBuffer EncodeOutput(const ExpertOutput& output,
   AppendNumber(Output::kAttemptIdFieldNumber, output.attempt_id, fields);
   AppendNumber(Output::kVerdictFieldNumber,
                static_cast<uint64_t>(output.verdict), fields);
+  AppendNumbers(Output::kRefusedCopiesFieldNumber, output.refused_copies,
+                fields);
   AppendNumber(Output::kFreeRowsFieldNumber, output.free_rows, fields);
   AppendNumber(Output::kComputeUsFieldNumber, output.compute_us, fields);
   AppendNumber(Output::kQueueUsFieldNumber, output.queue_us, fields);

@@ -2,6 +2,7 @@
 
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -112,7 +113,9 @@ bool ShmExpertLink::TrySend(const ExpertBatch& batch, size_t payload_bytes,
   {
     absl::MutexLock lock(&mu_);
     if (dead_ || batch.num_tokens == 0) return false;
-    const uint64_t row_bytes = payload_bytes / batch.num_tokens;
+    // A refused copy takes a number in place of a row.
+    const uint64_t row_bytes =
+        std::max<uint64_t>(sizeof(uint32_t), payload_bytes / batch.num_tokens);
     const uint64_t output_footprint =
         RingWriter::Footprint(FlatOutputBytes(batch.num_copies() * row_bytes));
     if (output_bytes_ + output_footprint > rings_->reader().capacity()) {

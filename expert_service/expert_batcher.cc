@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <iterator>
+#include <numeric>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -41,6 +42,51 @@ bool HasAll(const ExpertSet& experts, const ExpertBatch& batch) {
     }
   }
   return true;
+}
+
+// Leaves the `count` copies with the highest priorities in the batch, of equals
+// the first ones; `refused`: the others, ascending. The tokens stay.
+void KeepCopies(uint64_t count, ExpertBatch& batch,
+                std::vector<uint32_t>& refused) {
+  const size_t num_copies = batch.num_copies();
+  refused.resize(num_copies);
+  std::iota(refused.begin(), refused.end(), 0u);
+  if (!batch.priorities.empty()) {
+    std::stable_sort(refused.begin(), refused.end(),
+                     [&batch](uint32_t a, uint32_t b) {
+                       return batch.priorities[a] > batch.priorities[b];
+                     });
+  }
+  refused.erase(refused.begin(), refused.begin() + static_cast<int64_t>(count));
+  std::sort(refused.begin(), refused.end());
+
+  size_t from = 0;
+  size_t to = 0;
+  size_t next_refused = 0;
+  size_t num_groups = 0;
+  for (size_t i = 0; i < batch.expert_ids.size(); ++i) {
+    const size_t end = from + batch.copies_per_expert[i];
+    const size_t begin = to;
+    for (; from < end; ++from) {
+      if (next_refused < refused.size() && refused[next_refused] == from) {
+        ++next_refused;
+        continue;
+      }
+      batch.row_of_copy[to++] = batch.row_of_copy[from];
+    }
+    if (to == begin) continue;
+    batch.expert_ids[num_groups] = batch.expert_ids[i];
+    batch.copies_per_expert[num_groups] = static_cast<uint32_t>(to - begin);
+    if (!batch.versions.empty()) {
+      batch.versions[num_groups] = batch.versions[i];
+    }
+    ++num_groups;
+  }
+  batch.expert_ids.resize(num_groups);
+  batch.copies_per_expert.resize(num_groups);
+  if (!batch.versions.empty()) batch.versions.resize(num_groups);
+  batch.row_of_copy.resize(to);
+  batch.priorities.clear();
 }
 
 }  // namespace
@@ -90,15 +136,20 @@ absl::Status ExpertBatcher::Validate(const ExpertBatch& batch,
 
 void ExpertBatcher::Submit(ExpertCall* call) {
   const uint64_t rows = call->batch.num_copies();
+  call->refused_copies.clear();
   ExpertOutput refusal;
   std::shared_ptr<const ExpertSet> experts = backend_.experts();
   const bool is_here = HasAll(*experts, call->batch);
   {
     absl::MutexLock lock(&mu_);
-    // An empty queue takes a batch of any size, or it would never run.
-    const bool has_room =
-        queued_rows_ == 0 || queued_rows_ + rows <= capacity_rows_;
-    if (!draining_ && is_here && has_room) {
+    const uint64_t room =
+        capacity_rows_ - std::min(capacity_rows_, queued_rows_);
+    if (!draining_ && is_here && room > 0) {
+      if (room < rows) {
+        KeepCopies(room, call->batch, call->refused_copies);
+        stats_.set_refused_rows(stats_.refused_rows() +
+                                call->refused_copies.size());
+      }
       Waiting waiting;
       waiting.call = call;
       waiting.experts = std::move(experts);
@@ -107,14 +158,13 @@ void ExpertBatcher::Submit(ExpertCall* call) {
           call->batch.timeout_ms == 0
               ? kNoDeadline
               : waiting.arrived + milliseconds(call->batch.timeout_ms);
-      queued_rows_ += rows;
+      queued_rows_ += waiting.rows();
       queue_.push_back(std::move(waiting));
     } else {
       refusal.verdict = draining_  ? Verdict::kDraining
                         : !is_here ? Verdict::kGone
                                    : Verdict::kRefused;
-      refusal.free_rows =
-          capacity_rows_ - std::min(capacity_rows_, queued_rows_);
+      refusal.free_rows = room;
       stats_.set_refused_rows(stats_.refused_rows() + rows);
     }
   }
@@ -247,6 +297,10 @@ void ExpertBatcher::Compute() {
     ExpertOutput output;
     if (waiting.output != nullptr) {
       output.verdict = Verdict::kComputed;
+      if (!waiting.call->refused_copies.empty()) {
+        output.verdict = Verdict::kPartial;
+        output.refused_copies = waiting.call->refused_copies;
+      }
       output.compute_us = Microseconds(end - start);
     } else {
       output.verdict = Verdict::kRefused;

@@ -59,7 +59,9 @@ class ExpertBatcher {
   FrameLimits limits() const { return limits_; }
 
   // The call's batch must be valid. Refused when there is no room, when
-  // draining, or when a version that it wants is not here.
+  // draining, or when a version that it wants is not here. With room for some
+  // of its copies those with the highest priorities are computed, the others
+  // refused.
   void Submit(ExpertCall* call);
 
   // Computes and answers the batches of one layer; false: none waits. For

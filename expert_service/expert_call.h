@@ -3,6 +3,8 @@
 #define TROUPE_EXPERT_SERVICE_EXPERT_CALL_H_
 
 #include <cstddef>
+#include <cstdint>
+#include <vector>
 
 #include "absl/strings/string_view.h"
 #include "cluster/expert_frame.h"
@@ -20,14 +22,18 @@ class ExpertCall {
   // The payload of the batch, at a multiple of 4; floats that may be anything,
   // also change.
   absl::string_view hidden_states;
+  // The batcher's: copies of the batch that it did not take, ascending; its
+  // batch is that of the others then.
+  std::vector<uint32_t> refused_copies;
 
   // Memory for the output's rows, at a multiple of 4, where the transport sends
-  // it from. At most once. Null: nobody is there any more to take it, and
+  // it from; a transport that also needs room for refused_copies adds it. At
+  // most once. Null: nobody is there any more to take it, and
   // nothing is computed.
   virtual char* Reserve(size_t num_bytes) = 0;
-  // Answers, with the rows in the reserved memory if the verdict is kComputed;
-  // output.rows is not looked at. Calls of one transport that have reserved
-  // are finished in the order in which they did.
+  // Answers, with the rows in the reserved memory if the verdict is kComputed
+  // or kPartial; output.rows is not looked at. Calls of one transport that have
+  // reserved are finished in the order in which they did.
   virtual void Finish(const ExpertOutput& output) = 0;
 };
 

@@ -260,8 +260,7 @@ class ExpertServer::Stream final
 };
 
 void ExpertServer::Call::Finish(const ExpertOutput& output) {
-  stream->OnOutput(
-      output, output.verdict == Verdict::kComputed ? output_ : grpc::Slice());
+  stream->OnOutput(output, HasRows(output.verdict) ? output_ : grpc::Slice());
   delete this;
 }
 

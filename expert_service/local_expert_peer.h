@@ -69,7 +69,7 @@ class LocalExpertPeer final : public ExpertPeer {
     }
     void Finish(const ExpertOutput& output) override {
       ExpertOutput answer = output;
-      if (output.verdict == Verdict::kComputed) answer.rows = PayloadView(rows);
+      if (HasRows(output.verdict)) answer.rows = PayloadView(rows);
       const OutputCallback callback = std::move(done);
       done = nullptr;
       callback(answer);

@@ -127,9 +127,11 @@ class ShmExpertEdge::Connection
 };
 
 char* ShmExpertEdge::Call::Reserve(size_t num_bytes) {
-  frame = connection.NewFrame(num_bytes);
+  const size_t all_bytes =
+      num_bytes + refused_copies.size() * sizeof(refused_copies[0]);
+  frame = connection.NewFrame(all_bytes);
   if (frame == nullptr) return nullptr;
-  payload_bytes = num_bytes;
+  payload_bytes = all_bytes;
   return FlatOutputPayload(frame);
 }
 

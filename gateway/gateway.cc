@@ -187,9 +187,9 @@ class Readiness {
 RouterPoolOptions PoolOptions(const GatewayOptions& options,
                               const ServedModel& model, Readiness& readiness) {
   RouterPoolOptions pool;
-  pool.addresses = options.routers;
   pool.model_fingerprint = model.fingerprint;
   pool.poll_interval = options.poll_interval;
+  pool.health = options.router_health;
   pool.on_ready_change = [&readiness](bool any_ready) {
     readiness.SetRouters(any_ready);
   };
@@ -201,8 +201,10 @@ RouterPoolOptions PoolOptions(const GatewayOptions& options,
 // Members are destroyed in the reverse order: the server first, the context
 // when no call uses it any more.
 struct Gateway::State {
-  State(const GatewayOptions& options, ServedModel model)
+  State(const GatewayOptions& options, ServedModel model,
+        std::unique_ptr<AddressSource> source)
       : admission(options.max_requests),
+        router_addresses(std::move(source)),
         routers(PoolOptions(options, model, readiness)),
         work_queue(options.tokenizer_threads),
         context{.name = options.name,
@@ -212,21 +214,27 @@ struct Gateway::State {
                 .max_pending_responses = options.max_pending_responses,
                 .counters = {},
                 .admission = admission,
+                .router_addresses = *router_addresses,
                 .routers = routers,
                 .work_queue = work_queue,
                 .live_calls = {}},
         service(context) {}
 
   void Stop(milliseconds grace) {
-    readiness.Drain();
     context.draining = true;
-    server->Shutdown(grace);
+    readiness.Drain();
+    // The port stays open: a load balancer that asks is told NOT_SERVING.
+    context.live_calls.AwaitNone(absl::FromChrono(grace));
+    // Those that came last are being told that it drains.
+    server->Shutdown(std::min(grace, milliseconds(100)));
+    router_addresses->Stop();
     routers.Stop();
     context.live_calls.AwaitNone();
   }
 
   Readiness readiness;
   Admission admission;
+  std::unique_ptr<AddressSource> router_addresses;
   RouterPool routers;
   WorkQueue work_queue;
   GatewayContext context;
@@ -244,7 +252,16 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Start(
   if (options.max_requests == 0) {
     return absl::InvalidArgumentError("max-requests is 0; at least 1");
   }
-  auto state = std::make_unique<State>(options, std::move(model));
+  AddressSourceOptions discovery = options.discovery;
+  discovery.specs = options.routers;
+  absl::StatusOr<std::unique_ptr<AddressSource>> source =
+      AddressSource::Create(std::move(discovery));
+  if (!source.ok()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("routers: ", std::string(source.status().message())));
+  }
+  auto state =
+      std::make_unique<State>(options, std::move(model), *std::move(source));
   RpcServerOptions server_options;
   server_options.listen = options.listen;
   server_options.max_receive_bytes = kMaxReceiveBytes;
@@ -252,6 +269,10 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Start(
   ABSL_ASSIGN_OR_RETURN(state->server,
                         RpcServer::Start(server_options, {&state->service}));
   state->readiness.SetServer(state->server.get());
+  state->router_addresses->Start(
+      [routers = &state->routers](const std::vector<std::string>& addresses) {
+        routers->SetAddresses(addresses);
+      });
   return std::unique_ptr<Gateway>(new Gateway(std::move(state)));
 }
 

@@ -7,8 +7,10 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "cluster/address_source.h"
 #include "common/clock.h"
 #include "gateway/generate_plan.h"
+#include "gateway/router_health.h"
 #include "gateway/served_model.h"
 
 namespace troupe {
@@ -17,7 +19,9 @@ struct GatewayOptions {
   std::string name = "gateway";
   // "host:port" (port 0: any free one) or "unix:/path".
   std::vector<std::string> listen = {"127.0.0.1:7070"};
-  std::vector<std::string> routers;  // addresses
+  // Addresses, "file:/path" and "dns:name:port": specs of an AddressSource.
+  std::vector<std::string> routers;
+  AddressSourceOptions discovery;  // without specs
   // Requests in progress; one more is refused with RESOURCE_EXHAUSTED.
   uint32_t max_requests = 256;
   RequestLimits limits;
@@ -25,6 +29,7 @@ struct GatewayOptions {
   // that long for one, and not longer than the call's deadline.
   milliseconds router_wait{30000};
   milliseconds poll_interval{500};
+  RouterHealthOptions router_health;
   // Responses that may wait for a slow client before its streams pause.
   size_t max_pending_responses = 64;
   size_t tokenizer_threads = 1;
@@ -43,8 +48,9 @@ class Gateway {
 
   const std::vector<std::string>& addresses() const;
 
-  // NOT_SERVING and no new calls from now on; returns when the running ones
-  // have ended, those that outlast `grace` by cancellation.
+  // NOT_SERVING and no new generations from now on; returns when the running
+  // ones have ended, those that outlast `grace` by cancellation. Statistics and
+  // health are answered until then.
   void Drain(milliseconds grace);
 
  private:

@@ -8,6 +8,8 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "cluster/address_source.h"
 #include "common/clock.h"
 #include "gateway/admission.h"
 #include "gateway/balance_board.h"
@@ -27,6 +29,7 @@ struct GatewayCounters {
   std::atomic<uint64_t> failed{0};
   std::atomic<uint64_t> prompt_tokens{0};
   std::atomic<uint64_t> completion_tokens{0};
+  std::atomic<uint64_t> moved_streams{0};  // to another router
 };
 
 // Calls that still use the context. Thread-safe.
@@ -53,12 +56,13 @@ class LiveCalls {
     LiveCalls& calls_;
   };
 
-  void AwaitNone() {
+  // False when there still are some after `limit`.
+  bool AwaitNone(absl::Duration limit = absl::InfiniteDuration()) {
     const auto none = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
       return count_ == 0;
     };
     absl::MutexLock lock(&mu_);
-    mu_.Await(absl::Condition(&none));
+    return mu_.AwaitWithTimeout(absl::Condition(&none), limit);
   }
 
  private:
@@ -82,6 +86,7 @@ struct GatewayContext {
   GatewayCounters counters;
   BalanceBoard balance_board;
   Admission& admission;
+  AddressSource& router_addresses;
   RouterPool& routers;
   WorkQueue& work_queue;
   LiveCalls live_calls;

@@ -14,6 +14,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "cluster/copy_usage.h"
 #include "common/check.h"
 #include "common/logging.h"
 #include "common/rpc/rpc_channel.h"
@@ -29,8 +30,11 @@ constexpr size_t kInlineTextBytes = 16 << 10;
 // Prompt tokens per response with echo: log-probabilities with alternatives of
 // a long prompt would not fit the 4 MiB that clients accept by default.
 constexpr size_t kEchoTokensPerResponse = 256;
-// Routers that one sequence may move to after the first.
-constexpr int kMaxMoves = 3;
+// How often a router may fail one sequence: a sequence that breaks routers must
+// end. That many new tokens make up for one failure. Moves from a router that
+// drains or says nothing do not count; the pool's budget bounds them.
+constexpr int kMaxFailures = 3;
+constexpr size_t kTokensPerFailure = 16;
 
 SteadyTime Now() { return Clock::Real().Now(); }
 
@@ -52,6 +56,12 @@ bool LostRouter(const grpc::Status& status) {
   return status.error_code() == grpc::StatusCode::UNAVAILABLE ||
          status.error_code() == grpc::StatusCode::CANCELLED ||
          status.error_code() == grpc::StatusCode::UNKNOWN;
+}
+
+// The router did nothing, since it drains.
+bool IsDraining(const grpc::Status& status) {
+  return status.error_code() == grpc::StatusCode::UNAVAILABLE &&
+         RetryDelayMs(status) >= 0;
 }
 
 const char* Outcome(const grpc::Status& status) {
@@ -83,7 +93,8 @@ class RouterAttempt final
         lease_(std::move(lease)),
         request_(std::move(request)) {}
 
-  void Begin(SteadyTime deadline) {
+  void Begin(SteadyTime deadline, RouterLease::Leave leave) {
+    lease_.Watch(std::move(leave));
     SetDeadline(context_, deadline);
     lease_.stub().async()->Generate(&context_, &request_, this);
     AddHold();  // for reads that start outside of a reaction
@@ -102,6 +113,9 @@ class RouterAttempt final
     Resume();
   }
 
+  // As in Begin: the pool's word of before was wrong.
+  void WatchAgain(RouterLease::Leave leave) { lease_.Watch(std::move(leave)); }
+
   const RouterLease& lease() const { return lease_; }
 
  private:
@@ -110,7 +124,7 @@ class RouterAttempt final
 
   const std::shared_ptr<GenerateCall> call_;
   const size_t choice_;
-  const RouterLease lease_;
+  RouterLease lease_;
   const v1::RouterGenerateRequest request_;
   grpc::ClientContext context_;
   v1::RouterGenerateResponse response_;
@@ -158,11 +172,22 @@ class GenerateCall final
     std::vector<uint32_t> generated;
     bool echoed = false;
     bool done = false;
-    int moves = 0;
-    std::vector<size_t> refused_by;  // routers
-    v1::RouterUsage usage;
-    uint32_t moved_before = 0;  // experts_moved_version of earlier attempts
+    uint32_t moves = 0;
+    int failures = 0;
+    size_t tokens_at_failure = 0;      // generated when it was counted
+    std::vector<uint64_t> refused_by;  // router ids
+    v1::RouterUsage usage;             // of the last attempt
+    v1::CopyUsage copies_of_earlier;   // attempts, as far as they were told
+    uint32_t moved_before = 0;         // experts_moved_version of earlier ones
     RouterAttempt* attempt = nullptr;  // deletes itself
+    uint64_t attempt_id = 0;           // of that one; pointers come again
+    uint64_t heard_attempt_id = 0;     // that the newest response came from
+    // Of the pool's call that is awaited, 0: none. With an attempt: its router
+    // is to be left as soon as there is another, `doubtful` if the attempt may
+    // not get on meanwhile.
+    uint64_t wait_id = 0;
+    bool doubtful = false;
+    std::string leave_reason;
   };
 
   void OnWriteDone(bool ok) override;
@@ -172,17 +197,31 @@ class GenerateCall final
   grpc::Status Admit();
   void Prepare();
   absl::StatusOr<std::vector<Choice>> Plan() const;
+  RouterPool::Wish WishOf(const Choice& choice, bool is_retry) const;
   void StartAttempt(size_t index, RouterLease lease)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Calls OnRouterFound when a router is ready, or in vain when the wait is
   // over. A request waits, since `exact` prefers late to never, and its place
   // in the admission bounds how many do. False when the gateway is ending.
-  bool AwaitRouter(size_t index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  grpc::Status NoRouter() const;
-  void OnRouterFound(size_t index, std::optional<RouterLease> lease);
+  bool AwaitRouter(size_t index, const RouterPool::Wish& wish)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void StopWaiting(Choice& choice) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  grpc::Status NoRouter(const std::string& reason) const;
+  void OnRouterFound(size_t index, uint64_t wait_id,
+                     std::optional<RouterLease> lease);
   // After an attempt ended early: elsewhere, if that makes sense.
   void Move(size_t index, const grpc::Status& status)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // What the pool calls when the choice's attempt had better go elsewhere.
+  RouterLease::Leave LeaveOf(size_t index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void OnLeave(size_t index, uint64_t attempt_id, bool doubtful,
+               const std::string& reason);
+  // The attempt's stream goes on there: prompt and tokens so far are prefilled
+  // again. What the old one still says is not heard.
+  void Replace(size_t index, RouterLease lease)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Counts a failure.
+  bool MayFailAgain(Choice& choice) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   void Echo(size_t index, const v1::RouterGenerateResponse& response)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -195,6 +234,7 @@ class GenerateCall final
                     v1::GenerateResponse& response)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool AllDone() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  uint32_t NumMoves() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   v1::Usage MakeUsage() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // The call ends with `status` once what waits is written; routers are told
@@ -232,6 +272,7 @@ void RouterAttempt::OnReadDone(bool ok) {
     RemoveHold();
     return;
   }
+  lease_.Heard();
   if (call_->OnRouterResponse(choice_, this, response_)) {
     StartRead(&response_);
   }
@@ -311,34 +352,57 @@ void GenerateCall::Prepare() {
       static_cast<size_t>(choices_[0].plan.prompt_token_ids_size());
   context_.counters.prompt_tokens += num_prompt_tokens_;
   for (size_t i = 0; i < choices_.size(); ++i) {
-    if (std::optional<RouterLease> lease = context_.routers.Pick({})) {
+    const RouterPool::Wish wish = WishOf(choices_[i], /*is_retry=*/false);
+    if (std::optional<RouterLease> lease = context_.routers.Pick(wish)) {
       StartAttempt(i, *std::move(lease));
-    } else if (!AwaitRouter(i)) {
-      End(NoRouter());
+    } else if (!AwaitRouter(i, wish)) {
+      End(NoRouter(""));
       return;
     }
   }
 }
 
-grpc::Status GenerateCall::NoRouter() const {
+grpc::Status GenerateCall::NoRouter(const std::string& reason) const {
   return grpc::Status(
       grpc::StatusCode::UNAVAILABLE,
-      absl::StrCat("no router is ready: ", context_.routers.Explain()));
+      absl::StrCat("no router is ready: ", reason, reason.empty() ? "" : "; ",
+                   context_.routers.Explain()));
 }
 
-bool GenerateCall::AwaitRouter(size_t index) {
+RouterPool::Wish GenerateCall::WishOf(const Choice& choice,
+                                      bool is_retry) const {
+  RouterPool::Wish wish;
+  wish.excluded = choice.refused_by;
+  wish.min_context =
+      static_cast<uint32_t>(choice.plan.prompt_token_ids_size()) +
+      choice.plan.max_tokens();
+  wish.is_retry = is_retry;
+  return wish;
+}
+
+bool GenerateCall::AwaitRouter(size_t index, const RouterPool::Wish& wish) {
   const SteadyTime until =
       answer_by_ == kNoDeadline ? Now() + context_.router_wait : answer_by_;
-  return context_.routers.PickWhenReady(
-      until,
-      [self = shared_from_this(), index](std::optional<RouterLease> lease) {
-        self->OnRouterFound(index, std::move(lease));
+  choices_[index].wait_id = context_.routers.PickWhenReady(
+      until, wish,
+      [self = shared_from_this(), index](uint64_t wait_id,
+                                         std::optional<RouterLease> lease) {
+        self->OnRouterFound(index, wait_id, std::move(lease));
       });
+  return choices_[index].wait_id != 0;
+}
+
+void GenerateCall::StopWaiting(Choice& choice) {
+  choice.doubtful = false;
+  if (choice.wait_id == 0) return;
+  context_.routers.CancelWait(std::exchange(choice.wait_id, 0));
 }
 
 void GenerateCall::StartAttempt(size_t index, RouterLease lease) {
   Choice& choice = choices_[index];
   v1::RouterGenerateRequest request = choice.plan;
+  AddCopies(choice.usage.copies(), choice.copies_of_earlier);
+  choice.usage.clear_copies();
   request.mutable_generated_token_ids()->Add(choice.generated.begin(),
                                              choice.generated.end());
   // The tokens so far are of that snapshot; the rest is to be, too.
@@ -348,7 +412,16 @@ void GenerateCall::StartAttempt(size_t index, RouterLease lease) {
   if (choice.echoed) request.set_prompt_logprobs(false);
   choice.attempt = new RouterAttempt(shared_from_this(), index,
                                      std::move(lease), std::move(request));
-  choice.attempt->Begin(deadline_);
+  ++choice.attempt_id;
+  choice.attempt->Begin(deadline_, LeaveOf(index));
+}
+
+RouterLease::Leave GenerateCall::LeaveOf(size_t index) {
+  return [self = shared_from_this(), index,
+          attempt_id = choices_[index].attempt_id](bool doubtful,
+                                                   const std::string& reason) {
+    self->OnLeave(index, attempt_id, doubtful, reason);
+  };
 }
 
 bool GenerateCall::OnRouterResponse(
@@ -357,8 +430,18 @@ bool GenerateCall::OnRouterResponse(
   absl::MutexLock lock(&mu_);
   Choice& choice = choices_[index];
   if (ending_ || choice.done || choice.attempt != attempt) return true;
+  if (choice.doubtful) {  // it gets on after all
+    StopWaiting(choice);
+    attempt->WatchAgain(LeaveOf(index));
+  }
+  const uint64_t heard_before =
+      std::exchange(choice.heard_attempt_id, choice.attempt_id);
+  if (heard_before != 0 && heard_before != choice.attempt_id) {
+    ++choice.moves;
+    ++context_.counters.moved_streams;
+  }
   // Before the text may end the choice.
-  if (response.has_usage()) choice.usage = response.usage();
+  if (response.has_usage()) choice.usage.MergeFrom(response.usage());
   if (request_.echo() && !choice.echoed) Echo(index, response);
   v1::GenerateResponse output;
   output.set_index(static_cast<uint32_t>(index));
@@ -474,6 +557,7 @@ v1::GeneratedToken GenerateCall::Describe(const v1::TokenOutput& token,
 void GenerateCall::FinishChoice(Choice& choice, v1::FinishReason reason,
                                 v1::GenerateResponse& response) {
   choice.done = true;
+  StopWaiting(choice);
   response.set_finish_reason(reason);
   if (AllDone()) *response.mutable_usage() = MakeUsage();
 }
@@ -481,6 +565,12 @@ void GenerateCall::FinishChoice(Choice& choice, v1::FinishReason reason,
 bool GenerateCall::AllDone() const {
   return std::all_of(choices_.begin(), choices_.end(),
                      [](const Choice& choice) { return choice.done; });
+}
+
+uint32_t GenerateCall::NumMoves() const {
+  uint32_t moves = 0;
+  for (const Choice& choice : choices_) moves += choice.moves;
+  return moves;
 }
 
 v1::Usage GenerateCall::MakeUsage() const {
@@ -500,6 +590,8 @@ v1::Usage GenerateCall::MakeUsage() const {
     if (!choice.usage.snapshot().empty()) {
       snapshots.insert(choice.usage.snapshot());
     }
+    AddCopies(choice.copies_of_earlier, *usage.mutable_copies());
+    AddCopies(choice.usage.copies(), *usage.mutable_copies());
   }
   usage.set_experts_moved_version(experts_moved);
   usage.mutable_snapshots()->Assign(snapshots.begin(), snapshots.end());
@@ -516,6 +608,7 @@ v1::Usage GenerateCall::MakeUsage() const {
       std::min(cached_tokens, static_cast<uint32_t>(num_prompt_tokens_)));
   usage.set_ttft_ms(ttft_ms_);
   usage.set_total_ms(MillisecondsSince(start_));
+  usage.set_moved_streams(NumMoves());
   return usage;
 }
 
@@ -523,17 +616,23 @@ void GenerateCall::OnRouterDone(size_t index, RouterAttempt* attempt,
                                 const grpc::Status& status) {
   absl::MutexLock lock(&mu_);
   Choice& choice = choices_[index];
-  CHECK(choice.attempt == attempt);
+  if (choice.attempt != attempt) return;  // was replaced
   choice.attempt = nullptr;
   if (ending_ || choice.done) return;
-  if (LostRouter(status)) context_.routers.ReportLost(attempt->lease().index());
-  if (status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED) {
-    choice.refused_by.push_back(attempt->lease().index());
-  }
+  StopWaiting(choice);
+  const RouterLease& lease = attempt->lease();
   if (!status.ok()) {
     spdlog::warn("router call ended early request_id={} router={} code={} {}",
-                 choice.plan.request_id(), attempt->lease().address(),
+                 choice.plan.request_id(), lease.address(),
                  static_cast<int>(status.error_code()), status.error_message());
+  }
+  if (status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED) {
+    choice.refused_by.push_back(lease.router_id());
+  } else if (IsDraining(status)) {
+    lease.ReportRefused();
+  } else if (LostRouter(status)) {
+    lease.ReportLost(status.error_message());
+    lease.ReportMoved();
   }
   Move(index, status);
 }
@@ -545,39 +644,87 @@ void GenerateCall::Move(size_t index, const grpc::Status& status) {
                      "the router ended the stream without a finish reason"));
     return;
   }
-  const bool refused =
-      status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED;
-  if (!refused && (!LostRouter(status) || choice.moves >= kMaxMoves ||
-                   Now() >= answer_by_)) {
+  const bool full = status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED;
+  const bool lost = !full && !IsDraining(status);
+  if (lost &&
+      (!LostRouter(status) || !MayFailAgain(choice) || Now() >= answer_by_)) {
     End(status);
     return;
   }
-  if (std::optional<RouterLease> lease =
-          context_.routers.Pick(choice.refused_by)) {
-    ++choice.moves;
+  const RouterPool::Wish wish = WishOf(choice, /*is_retry=*/lost);
+  if (std::optional<RouterLease> lease = context_.routers.Pick(wish)) {
     StartAttempt(index, *std::move(lease));
     return;
   }
-  if (refused) {
+  if (full) {
     const int delay_ms = RetryDelayMs(status);
     End(ResourceExhaustedStatus(
         FromGrpcStatus(status),
         delay_ms >= 0 ? delay_ms : context_.admission.RetryDelayMs()));
     return;
   }
-  ++choice.moves;
-  if (!AwaitRouter(index)) End(status);
+  choice.leave_reason = status.error_message();
+  if (!AwaitRouter(index, wish)) End(status);
 }
 
-void GenerateCall::OnRouterFound(size_t index,
+bool GenerateCall::MayFailAgain(Choice& choice) const {
+  const size_t earned =
+      (choice.generated.size() - choice.tokens_at_failure) / kTokensPerFailure;
+  choice.failures = std::max(0, choice.failures - static_cast<int>(earned));
+  choice.tokens_at_failure = choice.generated.size();
+  return ++choice.failures <= kMaxFailures;
+}
+
+void GenerateCall::OnLeave(size_t index, uint64_t attempt_id, bool doubtful,
+                           const std::string& reason) {
+  absl::MutexLock lock(&mu_);
+  if (ending_) return;
+  Choice& choice = choices_[index];
+  if (choice.done || choice.attempt == nullptr ||
+      choice.attempt_id != attempt_id) {
+    return;
+  }
+  choice.leave_reason = reason;
+  RouterPool::Wish wish = WishOf(choice, /*is_retry=*/doubtful);
+  wish.excluded.push_back(choice.attempt->lease().router_id());
+  if (std::optional<RouterLease> lease = context_.routers.Pick(wish)) {
+    Replace(index, *std::move(lease));
+    return;
+  }
+  StopWaiting(choice);
+  choice.doubtful = doubtful;
+  AwaitRouter(index, wish);
+}
+
+void GenerateCall::Replace(size_t index, RouterLease lease) {
+  Choice& choice = choices_[index];
+  RouterAttempt* const old = std::exchange(choice.attempt, nullptr);
+  spdlog::info(
+      "stream moves request_id={} choice={} from={} to={} reason=\"{}\"",
+      choice.plan.request_id(), index, old->lease().address(), lease.address(),
+      choice.leave_reason);
+  old->lease().ReportMoved();
+  choice.doubtful = false;
+  StartAttempt(index, std::move(lease));
+  old->Cancel();
+}
+
+void GenerateCall::OnRouterFound(size_t index, uint64_t wait_id,
                                  std::optional<RouterLease> lease) {
   absl::MutexLock lock(&mu_);
   if (ending_) return;
-  if (!lease) {
-    End(NoRouter());
-    return;
+  Choice& choice = choices_[index];
+  if (choice.wait_id != wait_id) return;  // no longer wanted
+  choice.wait_id = 0;
+  if (lease && choice.attempt == nullptr) {
+    StartAttempt(index, *std::move(lease));
+  } else if (lease) {
+    Replace(index, *std::move(lease));
+  } else if (choice.attempt == nullptr || choice.doubtful) {
+    End(NoRouter(choice.leave_reason));
+  } else {
+    choice.attempt->WatchAgain(LeaveOf(index));  // it stays where it is
   }
-  StartAttempt(index, *std::move(lease));
 }
 
 void GenerateCall::End(const grpc::Status& status) {
@@ -585,6 +732,7 @@ void GenerateCall::End(const grpc::Status& status) {
     ending_ = true;
     final_status_ = status;
     for (Choice& choice : choices_) {
+      StopWaiting(choice);
       if (choice.attempt != nullptr && !choice.done) choice.attempt->Cancel();
       if (choice.attempt != nullptr) choice.attempt->Resume();
     }
@@ -670,10 +818,10 @@ void GenerateCall::CountAndLog() {
   }
   spdlog::info(
       "request request_id={} outcome={} code={} prompt_tokens={} "
-      "completion_tokens={} ttft_ms={:.1f} total_ms={:.1f}",
+      "completion_tokens={} moves={} ttft_ms={:.1f} total_ms={:.1f}",
       request_id_, Outcome(final_status_),
       static_cast<int>(final_status_.error_code()), num_prompt_tokens_,
-      completion_tokens, ttft_ms_, total_ms);
+      completion_tokens, NumMoves(), ttft_ms_, total_ms);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "cluster/fallback_policy.h"
 #include "common/status_macros.h"
 #include "gateway/choice_seed.h"
 
@@ -149,6 +150,7 @@ absl::Status CheckGenerateRequest(const v1::GenerateRequest& request,
     return absl::InvalidArgumentError(absl::StrCat(
         "top_logprobs is ", request.top_logprobs(), ", but logprobs is false"));
   }
+  ABSL_RETURN_IF_ERROR(FromProto(request.fallback(), {}).status());
   if (request.max_tokens() > 0 && request.min_tokens() > request.max_tokens()) {
     return absl::InvalidArgumentError(absl::StrCat(
         "min_tokens is ", request.min_tokens(),
@@ -226,6 +228,7 @@ v1::RouterGenerateRequest PlanChoice(
   plan.set_logprobs(request.logprobs());
   plan.set_top_logprobs(request.top_logprobs());
   plan.set_prompt_logprobs(request.echo() && request.logprobs());
+  if (request.has_fallback()) *plan.mutable_fallback() = request.fallback();
   return plan;
 }
 

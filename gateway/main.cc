@@ -18,6 +18,9 @@ struct Flags {
   GatewayOptions gateway;
   int drain_seconds = 30;
   int router_wait_seconds = 30;
+  int router_silence_ms = 400;
+  int router_stall_seconds = 15;
+  int discovery_interval_ms = 1000;
   std::string log_level = "info";
   bool die_with_parent = false;
 };
@@ -28,7 +31,9 @@ void AddFlags(CLI::App& app, Flags& flags) {
       ->envname("TROUPE_MODEL_DIR")
       ->required();
   app.add_option("--routers", flags.gateway.routers,
-                 "Addresses of routers: host:port or unix:/path")
+                 "Routers: host:port, unix:/path, file:/path (a list, one "
+                 "address per line, watched) or dns:name:port (resolved again "
+                 "and again); with commas between")
       ->envname("TROUPE_ROUTERS")
       ->delimiter(',')
       ->required();
@@ -62,6 +67,24 @@ void AddFlags(CLI::App& app, Flags& flags) {
       ->envname("TROUPE_ROUTER_WAIT_SECONDS")
       ->check(CLI::Range(0, 3600))
       ->capture_default_str();
+  app.add_option("--router-silence-ms", flags.router_silence_ms,
+                 "A router that answers no probe for so long is left for "
+                 "another; grows up to five times with the time that its "
+                 "answers take")
+      ->envname("TROUPE_ROUTER_SILENCE_MS")
+      ->check(CLI::Range(20, 3600000))
+      ->capture_default_str();
+  app.add_option("--router-stall-seconds", flags.router_stall_seconds,
+                 "A router that answers, but whose sequences stand still for "
+                 "so long is left for another")
+      ->envname("TROUPE_ROUTER_STALL_SECONDS")
+      ->check(CLI::Range(1, 86400))
+      ->capture_default_str();
+  app.add_option("--discovery-interval-ms", flags.discovery_interval_ms,
+                 "Between two resolutions of a dns:name:port")
+      ->envname("TROUPE_DISCOVERY_INTERVAL_MS")
+      ->check(CLI::Range(50, 3600000))
+      ->capture_default_str();
   app.add_option("--drain-seconds", flags.drain_seconds,
                  "On SIGTERM: time for running streams to end")
       ->envname("TROUPE_DRAIN_SECONDS")
@@ -94,6 +117,11 @@ int Run(const Flags& flags) {
   }
   GatewayOptions options = flags.gateway;
   options.router_wait = std::chrono::seconds(flags.router_wait_seconds);
+  options.router_health.min_silence = milliseconds(flags.router_silence_ms);
+  options.router_health.max_silence = milliseconds(5 * flags.router_silence_ms);
+  options.router_health.stall_after =
+      std::chrono::seconds(flags.router_stall_seconds);
+  options.discovery.dns_interval = milliseconds(flags.discovery_interval_ms);
   absl::StatusOr<std::unique_ptr<Gateway>> gateway =
       Gateway::Start(options, *std::move(model));
   if (!gateway.ok()) {

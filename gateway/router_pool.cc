@@ -1,6 +1,9 @@
 #include "gateway/router_pool.h"
 
 #include <algorithm>
+#include <atomic>
+#include <map>
+#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -15,58 +18,108 @@ namespace troupe {
 namespace {
 
 constexpr milliseconds kPollIntervalNotReady{50};
+// How often the thread looks whether a router with streams is silent.
+constexpr milliseconds kTick{20};
+// It woke up so much later than it wanted: this process did not run.
+constexpr milliseconds kSlept{100};
+// An error message names so many routers.
+constexpr size_t kMaxExplained = 8;
 
 SteadyTime Now() { return Clock::Real().Now(); }
 
-std::string StateName(v1::ServingState state) {
-  switch (state) {
-    case v1::SERVING_STATE_LOADING:
-      return "loading";
-    case v1::SERVING_STATE_READY:
-      return "ready";
-    case v1::SERVING_STATE_DRAINING:
-      return "draining";
-    default:
-      return "in an unknown state";
-  }
-}
-
 }  // namespace
 
+// All but the constant ones and `heard` are guarded by the pool's mu_.
+struct RouterEndpoint {
+  RouterEndpoint(uint64_t router_id, std::string router_address,
+                 const RouterHealthOptions& options)
+      : id(router_id),
+        address(std::move(router_address)),
+        stub(v1::Router::NewStub(MakeChannel(address))),
+        health(options) {}
+
+  const uint64_t id;
+  const std::string address;
+  const std::shared_ptr<v1::Router::Stub> stub;
+  std::atomic<bool> heard{false};  // since the last tick
+
+  RouterHealth health;
+  bool removed = false;
+  bool polling = false;
+  SteadyTime next_poll = SteadyTime::min();
+  uint32_t active_sequences = 0;
+  uint64_t streams = 0;
+  uint64_t lost_streams = 0;
+  uint64_t moved_streams = 0;
+  // By watch id; called once.
+  std::map<uint64_t, RouterLease::Leave> watchers;
+};
+
 RouterLease::RouterLease(RouterLease&& other) noexcept
-    : pool_(std::exchange(other.pool_, nullptr)), index_(other.index_) {}
+    : pool_(std::exchange(other.pool_, nullptr)),
+      router_(std::move(other.router_)),
+      watch_id_(std::exchange(other.watch_id_, 0)) {}
 
 RouterLease& RouterLease::operator=(RouterLease&& other) noexcept {
   std::swap(pool_, other.pool_);
-  std::swap(index_, other.index_);
+  std::swap(router_, other.router_);
+  std::swap(watch_id_, other.watch_id_);
   return *this;
 }
 
 RouterLease::~RouterLease() {
-  if (pool_ != nullptr) pool_->Release(index_);
+  if (pool_ != nullptr) pool_->Release(*this);
 }
 
-v1::Router::Stub& RouterLease::stub() const { return pool_->stub(index_); }
+v1::Router::Stub& RouterLease::stub() const { return *router_->stub; }
+const std::string& RouterLease::address() const { return router_->address; }
+uint64_t RouterLease::router_id() const { return router_->id; }
+void RouterLease::Heard() const { router_->heard = true; }
 
-const std::string& RouterLease::address() const {
-  return pool_->address(index_);
+void RouterLease::Watch(Leave leave) {
+  Leave before;  // destroyed without the lock
+  absl::MutexLock lock(&pool_->mu_);
+  if (watch_id_ == 0) watch_id_ = ++pool_->last_id_;
+  before = std::move(router_->watchers[watch_id_]);
+  router_->watchers[watch_id_] = std::move(leave);
+  pool_->Wake();  // the router may have turned bad meanwhile
+}
+
+void RouterLease::ReportLost(const std::string& why) const {
+  absl::MutexLock lock(&pool_->mu_);
+  const SteadyTime now = Now();
+  ++router_->lost_streams;
+  if (router_->health.ready()) {
+    spdlog::warn("router lost address={} reason=\"{}\"", router_->address, why);
+  }
+  router_->health.OnLost(now, why);
+  router_->next_poll = now;
+  pool_->Wake();
+}
+
+void RouterLease::ReportRefused() const {
+  absl::MutexLock lock(&pool_->mu_);
+  const SteadyTime now = Now();
+  router_->health.OnRefused(now);
+  router_->next_poll = now;
+  pool_->Wake();
+}
+
+void RouterLease::ReportMoved() const {
+  absl::MutexLock lock(&pool_->mu_);
+  ++router_->moved_streams;
 }
 
 // One Describe call in flight.
 struct RouterPool::Poll {
-  size_t index = 0;
-  uint64_t generation = 0;
+  std::shared_ptr<RouterEndpoint> router;
   grpc::ClientContext context;
   v1::DescribeRouterRequest request;
   v1::RouterDescription description;
 };
 
 RouterPool::RouterPool(RouterPoolOptions options)
-    : options_(std::move(options)), routers_(options_.addresses.size()) {
-  for (size_t i = 0; i < routers_.size(); ++i) {
-    routers_[i].address = options_.addresses[i];
-    routers_[i].stub = v1::Router::NewStub(MakeChannel(routers_[i].address));
-  }
+    : options_(std::move(options)), budget_(options_.retries, Now()) {
   thread_ = std::thread([this] { Run(); });
 }
 
@@ -74,8 +127,8 @@ RouterPool::~RouterPool() {
   Stop();
   absl::MutexLock lock(&mu_);
   while (polls_in_flight_ > 0) wake_.Wait(&mu_);
-  for (const Endpoint& router : routers_) {
-    CHECK_EQ(router.active_sequences, 0u);
+  for (const auto& router : routers_) {
+    CHECK_EQ(router->active_sequences, 0u);
   }
 }
 
@@ -83,67 +136,113 @@ void RouterPool::Stop() {
   {
     absl::MutexLock lock(&mu_);
     stopped_ = true;
-    wake_.SignalAll();
+    Wake();
   }
   if (thread_.joinable()) thread_.join();
 }
 
-std::optional<RouterLease> RouterPool::Pick(
-    const std::vector<size_t>& excluded) {
-  absl::MutexLock lock(&mu_);
-  return PickLocked(excluded);
+void RouterPool::Wake() {
+  dirty_ = true;
+  wake_.SignalAll();
 }
 
-std::optional<RouterLease> RouterPool::PickLocked(
-    const std::vector<size_t>& excluded) {
+void RouterPool::SetAddresses(const std::vector<std::string>& addresses) {
+  absl::MutexLock lock(&mu_);
+  std::set<std::string> missing(addresses.begin(), addresses.end());
+  for (const auto& router : routers_) {
+    const bool removed = missing.erase(router->address) == 0;
+    if (removed != router->removed) {
+      spdlog::info("router {} address={}", removed ? "removed" : "added again",
+                   router->address);
+    }
+    router->removed = removed;
+  }
+  for (const std::string& address : missing) {
+    routers_.push_back(
+        std::make_shared<RouterEndpoint>(++last_id_, address, options_.health));
+  }
+  Wake();
+}
+
+std::optional<RouterLease> RouterPool::Pick(const Wish& wish) {
+  absl::MutexLock lock(&mu_);
+  bool held_back = false;  // whoever is waits, and is counted then
+  return PickLocked(wish, &held_back);
+}
+
+std::optional<RouterLease> RouterPool::PickLocked(const Wish& wish,
+                                                  bool* held_back) {
   if (stopped_) return std::nullopt;
   std::vector<RouterLoad> loads(routers_.size());
   for (size_t i = 0; i < routers_.size(); ++i) {
-    loads[i] = {.ready = routers_[i].ready,
-                .active_sequences = routers_[i].active_sequences};
+    const RouterEndpoint& router = *routers_[i];
+    loads[i].ready = router.health.ready() && !router.removed;
+    loads[i].active_sequences = router.active_sequences;
+    loads[i].excluded =
+        router.health.description().max_context() < wish.min_context ||
+        std::find(wish.excluded.begin(), wish.excluded.end(), router.id) !=
+            wish.excluded.end();
   }
-  for (const size_t index : excluded) loads[index].excluded = true;
   const std::optional<size_t> best = ChooseRouter(loads, turn_);
   if (!best) return std::nullopt;
+  if (!wish.is_retry) {
+    budget_.OnStream();
+  } else if (!budget_.TryTake(Now())) {
+    *held_back = true;
+    return std::nullopt;
+  }
   turn_ = *best + 1;
-  ++routers_[*best].active_sequences;
-  return RouterLease(this, *best);
+  RouterEndpoint& router = *routers_[*best];
+  ++router.streams;
+  if (router.active_sequences++ == 0) {
+    router.next_poll = std::min(router.next_poll, Now() + ProbeInterval());
+    Wake();
+  }
+  return RouterLease(this, routers_[*best]);
 }
 
-bool RouterPool::PickWhenReady(SteadyTime until, Waiter done) {
+uint64_t RouterPool::PickWhenReady(SteadyTime until, const Wish& wish,
+                                   Waiter done) {
   absl::MutexLock lock(&mu_);
-  if (stopped_) return false;
-  parked_.push_back({until, std::move(done)});
-  dirty_ = true;
-  wake_.SignalAll();
-  return true;
+  if (stopped_) return 0;
+  const uint64_t wait_id = ++last_id_;
+  parked_.push_back({wait_id, until, wish, std::move(done)});
+  Wake();
+  return wait_id;
 }
 
-void RouterPool::ReportLost(size_t index) {
+void RouterPool::CancelWait(uint64_t wait_id) {
+  Waiter cancelled;  // destroyed without the lock
   absl::MutexLock lock(&mu_);
-  Endpoint& router = routers_[index];
-  ++router.generation;
-  router.ready = false;
-  router.why_not = "lost a call; not seen ready since";
-  router.next_poll = Now();
-  dirty_ = true;
-  wake_.SignalAll();
+  const auto parked =
+      std::find_if(parked_.begin(), parked_.end(),
+                   [&](const Parked& waiter) { return waiter.id == wait_id; });
+  if (parked == parked_.end()) return;
+  cancelled = std::move(parked->done);
+  parked_.erase(parked);
 }
 
-void RouterPool::Release(size_t index) {
+void RouterPool::Release(const RouterLease& lease) {
+  RouterLease::Leave watcher;  // destroyed without the lock
   absl::MutexLock lock(&mu_);
-  CHECK_GT(routers_[index].active_sequences, 0u);
-  --routers_[index].active_sequences;
+  RouterEndpoint& router = *lease.router_;
+  CHECK_GT(router.active_sequences, 0u);
+  --router.active_sequences;
+  const auto watch = router.watchers.find(lease.watch_id_);
+  if (watch != router.watchers.end()) {
+    watcher = std::move(watch->second);
+    router.watchers.erase(watch);
+  }
+  if (router.removed && router.active_sequences == 0) Wake();
 }
 
 uint32_t RouterPool::MaxContext() const {
   absl::MutexLock lock(&mu_);
   uint32_t smallest = 0;
-  for (const Endpoint& router : routers_) {
-    if (!router.ready) continue;
-    if (smallest == 0 || router.max_context < smallest) {
-      smallest = router.max_context;
-    }
+  for (const auto& router : routers_) {
+    if (!router->health.ready()) continue;
+    const uint32_t context = router->health.description().max_context();
+    if (smallest == 0 || context < smallest) smallest = context;
   }
   return smallest;
 }
@@ -152,59 +251,162 @@ std::string RouterPool::Explain() const {
   absl::MutexLock lock(&mu_);
   if (stopped_) return "this gateway is draining";
   std::string text;
-  for (const Endpoint& router : routers_) {
-    absl::StrAppend(&text, text.empty() ? "" : "; ", router.address, ": ",
-                    router.ready ? "ready" : router.why_not);
+  size_t count = 0;
+  for (const auto& router : routers_) {
+    if (router->removed) continue;
+    if (count++ == kMaxExplained) {
+      absl::StrAppend(&text, "; and others");
+      break;
+    }
+    absl::StrAppend(&text, text.empty() ? "" : "; ", router->address, ": ",
+                    router->health.ready() ? "ready" : router->health.reason());
   }
-  return text;
+  return text.empty() ? "no address of a router is known" : text;
 }
 
-const std::string& RouterPool::address(size_t index) const {
-  return routers_[index].address;
+std::vector<RouterPool::Member> RouterPool::Members() const {
+  absl::MutexLock lock(&mu_);
+  std::vector<Member> members;
+  for (const auto& router : routers_) {
+    members.push_back({router->address, router->stub});
+  }
+  return members;
 }
 
-v1::Router::Stub& RouterPool::stub(size_t index) const {
-  return *routers_[index].stub;
+std::vector<v1::RouterPeer> RouterPool::Describe() const {
+  absl::MutexLock lock(&mu_);
+  std::vector<v1::RouterPeer> peers;
+  for (const auto& router : routers_) {
+    const RouterHealth& health = router->health;
+    v1::RouterPeer peer;
+    peer.set_address(router->address);
+    peer.set_name(health.description().name());
+    peer.set_state(Name(health.state()));
+    peer.set_reason(health.reason());
+    peer.set_removed(router->removed);
+    peer.set_active_streams(router->active_sequences);
+    peer.set_streams(router->streams);
+    peer.set_lost_streams(router->lost_streams);
+    peer.set_moved_streams(router->moved_streams);
+    peer.set_failures(health.failures());
+    peer.set_probe_ms_mean(health.probe_ms_mean());
+    peer.set_probe_ms_max(health.probe_ms_max());
+    peers.push_back(std::move(peer));
+  }
+  return peers;
+}
+
+uint64_t RouterPool::moves_held_back() const {
+  absl::MutexLock lock(&mu_);
+  return moves_held_back_;
 }
 
 bool RouterPool::AnyReady() const {
-  return std::any_of(routers_.begin(), routers_.end(),
-                     [](const Endpoint& router) { return router.ready; });
+  return std::any_of(routers_.begin(), routers_.end(), [](const auto& router) {
+    return router->health.ready() && !router->removed;
+  });
+}
+
+bool RouterPool::HasHeir(const RouterEndpoint& leaving, SteadyTime now) const {
+  return std::any_of(routers_.begin(), routers_.end(), [&](const auto& router) {
+    return router.get() != &leaving && !router->removed &&
+           router->health.IsHeir(now);
+  });
+}
+
+SteadyTime RouterPool::LookAtRouters(SteadyTime now) {
+  SteadyTime next = kNoDeadline;
+  for (size_t i = 0; i < routers_.size();) {
+    RouterEndpoint& router = *routers_[i];
+    if (router.removed && router.active_sequences == 0 && !router.polling) {
+      routers_.erase(routers_.begin() + static_cast<ptrdiff_t>(i));
+      continue;
+    }
+    const RouterState before = router.health.state();
+    if (router.heard.exchange(false)) router.health.OnHeard(now);
+    router.health.OnTick(now, router.active_sequences > 0);
+    if (router.health.state() != before) {
+      spdlog::warn("router not ready address={} reason=\"{}\"", router.address,
+                   router.health.reason());
+    }
+    if (router.active_sequences > 0 || router.polling) {
+      next = std::min(next, now + kTick);
+    }
+    if (!router.polling) {
+      if (router.next_poll <= now) {
+        StartPoll(routers_[i], now);
+        next = std::min(next, now + kTick);
+      } else {
+        next = std::min(next, router.next_poll);
+      }
+    }
+    ++i;
+  }
+  return next;
+}
+
+std::vector<std::function<void()>> RouterPool::TakeCalls(SteadyTime now,
+                                                         SteadyTime& next) {
+  std::vector<std::function<void()>> calls;
+  for (const auto& router : routers_) {
+    if (router->watchers.empty() || !router->health.IsToLeave(now)) continue;
+    const bool doubtful = router->health.IsDoubtful();
+    if (!doubtful && !HasHeir(*router, now)) continue;
+    // A stuck one answers: there is no hurry as long as nobody is better.
+    if (router->health.state() == RouterState::kStuck &&
+        !HasHeir(*router, now)) {
+      continue;
+    }
+    for (auto& [id, leave] : std::exchange(router->watchers, {})) {
+      calls.push_back([leave = std::move(leave), doubtful,
+                       reason = absl::StrCat(router->address, ": ",
+                                             router->health.reason())] {
+        leave(doubtful, reason);
+      });
+    }
+  }
+  for (size_t i = 0; i < parked_.size();) {
+    Parked& waiter = parked_[i];
+    bool held_back = false;
+    std::optional<RouterLease> lease = PickLocked(waiter.wish, &held_back);
+    if (held_back && !std::exchange(waiter.held_back, true)) {
+      ++moves_held_back_;
+    }
+    if (!lease && waiter.until > now) {
+      next = std::min(
+          next, held_back ? std::min(now + kTick, waiter.until) : waiter.until);
+      ++i;
+      continue;
+    }
+    calls.push_back([done = std::move(waiter.done), id = waiter.id,
+                     shared = std::make_shared<std::optional<RouterLease>>(
+                         std::move(lease))] { done(id, std::move(*shared)); });
+    parked_.erase(parked_.begin() + static_cast<ptrdiff_t>(i));
+  }
+  return calls;
 }
 
 void RouterPool::Run() {
   bool told_ready = false;
+  SteadyTime wanted = kNoDeadline;  // to wake up
   mu_.Lock();
   while (!stopped_) {
     dirty_ = false;
-    SteadyTime next = kNoDeadline;
-    for (size_t i = 0; i < routers_.size(); ++i) {
-      if (routers_[i].polling) continue;
-      if (routers_[i].next_poll <= Now()) {
-        StartPoll(i);
-      } else {
-        next = std::min(next, routers_[i].next_poll);
-      }
+    const SteadyTime now = Now();
+    if (wanted != kNoDeadline && now - wanted > kSlept) {
+      for (const auto& router : routers_) router->health.Forgive(now - wanted);
     }
+    SteadyTime next = LookAtRouters(now);
     const bool any_ready = AnyReady();
-    std::vector<std::pair<Waiter, std::optional<RouterLease>>> served;
-    for (size_t i = 0; i < parked_.size();) {
-      std::optional<RouterLease> lease = PickLocked({});
-      if (!lease && parked_[i].until > Now()) {
-        next = std::min(next, parked_[i].until);
-        ++i;
-        continue;
-      }
-      served.emplace_back(std::move(parked_[i].done), std::move(lease));
-      parked_.erase(parked_.begin() + static_cast<ptrdiff_t>(i));
-    }
-    if (any_ready != told_ready || !served.empty()) {
+    std::vector<std::function<void()>> calls = TakeCalls(now, next);
+    wanted = next;
+    if (any_ready != told_ready || !calls.empty()) {
       const bool tell = any_ready != told_ready;
       told_ready = any_ready;
       mu_.Unlock();
       if (tell && options_.on_ready_change) options_.on_ready_change(any_ready);
-      for (auto& [done, lease] : served) done(std::move(lease));
-      served.clear();
+      for (const auto& call : calls) call();
+      calls.clear();
       mu_.Lock();
       continue;
     }
@@ -219,70 +421,99 @@ void RouterPool::Run() {
   }
   std::vector<Parked> parked = std::exchange(parked_, {});
   mu_.Unlock();
-  for (Parked& waiter : parked) waiter.done(std::nullopt);
+  for (Parked& waiter : parked) waiter.done(waiter.id, std::nullopt);
 }
 
-void RouterPool::StartPoll(size_t index) {
-  Endpoint& router = routers_[index];
-  router.polling = true;
+void RouterPool::StartPoll(const std::shared_ptr<RouterEndpoint>& router,
+                           SteadyTime now) {
+  router->polling = true;
+  router->health.OnProbeSent(now);
   ++polls_in_flight_;
   auto poll = std::make_shared<Poll>();
-  poll->index = index;
-  poll->generation = router.generation;
-  SetDeadline(poll->context, Now() + options_.poll_timeout);
-  router.stub->async()->Describe(
+  poll->router = router;
+  SetDeadline(poll->context, now + options_.poll_timeout);
+  router->stub->async()->Describe(
       &poll->context, &poll->request, &poll->description,
       [this, poll](const grpc::Status& status) mutable {
-        const size_t polled = poll->index;
-        const uint64_t generation = poll->generation;
+        std::shared_ptr<RouterEndpoint> polled = std::move(poll->router);
         const v1::RouterDescription description = std::move(poll->description);
         // Gone before the pool may be: the program may end then.
         poll.reset();
-        OnPolled(polled, generation, description, status);
+        OnPolled(std::move(polled), description, status);
       });
 }
 
-void RouterPool::OnPolled(size_t index, uint64_t generation,
+// Also decides on the numeric format: that of the first router that is ready
+// while no other is or has streams. The bytes of a stream must not change with
+// a move.
+std::string RouterPool::Refusal(const RouterEndpoint& router,
+                                const v1::RouterDescription& description) {
+  if (description.model_fingerprint() != options_.model_fingerprint) {
+    return absl::StrCat("serves another model: its fingerprint is ",
+                        description.model_fingerprint(), ", this gateway's is ",
+                        options_.model_fingerprint);
+  }
+  const std::string& format = description.numeric_format();
+  if (format == numeric_format_) return "";
+  const bool in_use =
+      std::any_of(routers_.begin(), routers_.end(), [&](const auto& other) {
+        return other.get() != &router &&
+               other->health.description().numeric_format() ==
+                   numeric_format_ &&
+               (other->health.ready() || other->active_sequences > 0);
+      });
+  if (!in_use && router.active_sequences == 0) {
+    if (description.state() == v1::SERVING_STATE_READY) {
+      numeric_format_ = format;
+    }
+    return "";
+  }
+  return absl::StrCat("computes in another numeric format: its is \"", format,
+                      "\", that of the routers here is \"", numeric_format_,
+                      "\"");
+}
+
+milliseconds RouterPool::ProbeInterval() const {
+  return std::min(options_.probe_interval, options_.poll_interval);
+}
+
+void RouterPool::OnPolled(std::shared_ptr<RouterEndpoint> polled,
                           const v1::RouterDescription& description,
                           const grpc::Status& status) {
-  std::string why_not;
-  if (!status.ok()) {
-    why_not = status.error_message();
-  } else if (description.model_fingerprint() != options_.model_fingerprint) {
-    why_not = absl::StrCat("serves another model (fingerprint ",
-                           description.model_fingerprint(), ", not ",
-                           options_.model_fingerprint, ")");
-  } else if (description.state() != v1::SERVING_STATE_READY) {
-    why_not = StateName(description.state());
-    if (!description.detail().empty()) {
-      absl::StrAppend(&why_not, ": ", description.detail());
-    }
-  }
   absl::MutexLock lock(&mu_);
-  Endpoint& router = routers_[index];
-  router.polling = false;
-  --polls_in_flight_;
-  dirty_ = true;
-  wake_.SignalAll();
-  if (generation != router.generation) {
-    router.next_poll = Now();
-    return;
+  RouterEndpoint& router = *polled;
+  const SteadyTime now = Now();
+  const RouterState before = router.health.state();
+  const bool was_ready = router.health.ready();
+  const std::string reason = router.health.reason();
+  if (status.ok()) {
+    router.health.OnAnswer(now, description, Refusal(router, description));
+  } else {
+    router.health.OnNoAnswer(
+        now, status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED,
+        status.error_message());
   }
-  const bool ready = why_not.empty();
-  if (ready && !router.ready) {
+  const bool ready = router.health.ready();
+  if (ready && !was_ready) {
     spdlog::info("router ready address={}", router.address);
-  } else if (!ready && why_not != router.why_not) {
-    // At the start nothing is ready yet; losing what was ready is news.
-    spdlog::log(router.ready ? spdlog::level::warn : spdlog::level::info,
+  } else if (!ready && router.health.reason() != reason &&
+             (router.health.state() != RouterState::kAway ||
+              before != RouterState::kAway)) {
+    // At the start nothing is ready yet; losing what was ready is news. How
+    // gRPC words it that nobody is there is not.
+    spdlog::log(was_ready ? spdlog::level::warn : spdlog::level::info,
                 "router not ready address={} reason=\"{}\"", router.address,
-                why_not);
+                router.health.reason());
   }
-  router.ready = ready;
-  router.was_ready = router.was_ready || ready;
-  router.why_not = why_not;
-  router.max_context = description.max_context();
+  router.polling = false;
   router.next_poll =
-      Now() + (ready ? options_.poll_interval : kPollIntervalNotReady);
+      now + (!ready                        ? kPollIntervalNotReady
+             : router.active_sequences > 0 ? ProbeInterval()
+                                           : options_.poll_interval);
+  // As the poll: routers_ still has it, until `polling` is seen.
+  polled.reset();
+  --polls_in_flight_;
+  Wake();
 }
 
 }  // namespace troupe

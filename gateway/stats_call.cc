@@ -40,7 +40,8 @@ class StatsCall : public std::enable_shared_from_this<StatsCall> {
         include_experts_(request.include_experts()),
         check_integrity_(request.check_integrity()),
         response_(response),
-        routers_(context.routers.size()) {}
+        members_(context.routers.Members()),
+        routers_(members_.size()) {}
 
   void Begin() {
     *response_->mutable_gateway() = DescribeGateway(context_);
@@ -50,7 +51,7 @@ class StatsCall : public std::enable_shared_from_this<StatsCall> {
       RouterQuery& query = routers_[i];
       query.request.set_check_integrity(check_integrity_);
       SetDeadline(query.context, Clock::Real().Now() + kTimeout);
-      context_.routers.stub(i).async()->GetStats(
+      members_[i].stub->async()->GetStats(
           &query.context, &query.request, &query.stats,
           [self = shared_from_this(), &query](const grpc::Status& status) {
             query.ok = status.ok();
@@ -81,7 +82,7 @@ class StatsCall : public std::enable_shared_from_this<StatsCall> {
     std::set<std::string> addresses;
     for (size_t i = 0; i < routers_.size(); ++i) {
       if (!routers_[i].ok) {
-        response_->add_unreachable(context_.routers.address(i));
+        response_->add_unreachable(members_[i].address);
         continue;
       }
       for (const v1::ExpertPeer& peer : routers_[i].stats.peers()) {
@@ -129,10 +130,34 @@ class StatsCall : public std::enable_shared_from_this<StatsCall> {
   const bool include_experts_;
   const bool check_integrity_;
   v1::ClusterStats* const response_;
-  std::vector<RouterQuery> routers_;
+  const std::vector<RouterPool::Member> members_;
+  std::vector<RouterQuery> routers_;  // [members_.size()]
   std::vector<ExpertQuery> experts_;
   std::atomic<size_t> pending_{0};
 };
+
+void DescribeRouters(const GatewayContext& context, v1::GatewayStats& stats) {
+  bool any_ready = false;
+  for (v1::RouterPeer& peer : context.routers.Describe()) {
+    any_ready = any_ready || (peer.state() == "ready" && !peer.removed());
+    *stats.add_router_peers() = std::move(peer);
+  }
+  stats.set_state(context.draining ? v1::SERVING_STATE_DRAINING
+                  : any_ready      ? v1::SERVING_STATE_READY
+                                   : v1::SERVING_STATE_LOADING);
+  stats.set_moved_streams(context.counters.moved_streams);
+  stats.set_moves_held_back(context.routers.moves_held_back());
+  for (const AddressSource::Source& source :
+       context.router_addresses.Describe()) {
+    v1::DiscoveryStats& discovery = *stats.add_router_discovery();
+    discovery.set_source(source.spec);
+    discovery.set_addresses(static_cast<uint32_t>(source.addresses.size()));
+    discovery.set_changes(source.changes);
+    discovery.set_failures(source.failures);
+    discovery.set_last_error(source.last_error);
+    discovery.set_age_seconds(source.age_seconds);
+  }
+}
 
 }  // namespace
 
@@ -151,6 +176,7 @@ v1::GatewayStats DescribeGateway(const GatewayContext& context) {
   stats.set_completion_tokens(counters.completion_tokens);
   stats.set_pid(getpid());
   stats.set_resident_bytes(ResidentBytes());
+  DescribeRouters(context, stats);
   return stats;
 }
 

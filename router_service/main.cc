@@ -8,6 +8,7 @@
 #include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
 #include "cluster/expert_pool.h"
+#include "cluster/fallback_policy.h"
 #include "cluster/grpc_expert_peer.h"
 #include "common/load_progress.h"
 #include "common/logging.h"
@@ -17,6 +18,7 @@
 #include "kernels/cpu_features.h"
 #include "model/checkpoint.h"
 #include "router_service/engine/model_runner.h"
+#include "router_service/gating/capacity.h"
 #include "router_service/kv_cache/kv_storage.h"
 #include "router_service/router_server.h"
 #include "router_service/serving_loop.h"
@@ -46,6 +48,11 @@ struct Options {
   int hop_timeout_ms = 10000;
   std::string hop = "auto";
   std::string wire_dtype = "float32";
+  double capacity_factor = 0.0;
+  std::string refuse = "position";
+  uint64_t refuse_seed = 0;
+  std::string fallback = "exact";
+  int fallback_wait_ms = 20;
   int drain_seconds = 30;
   std::string log_level = "info";
   bool die_with_parent = false;
@@ -129,6 +136,11 @@ absl::Status Serve(const Options& options) {
     dispatch_options.hop_timeout = milliseconds(options.hop_timeout_ms);
     dispatch_options.wire_dtype =
         options.wire_dtype == "bfloat16" ? DataType::kBF16 : DataType::kF32;
+    dispatch_options.capacity_factor = options.capacity_factor;
+    ABSL_ASSIGN_OR_RETURN(dispatch_options.refuse,
+                          ParseRefuseBy(options.refuse));
+    dispatch_options.refuse_seed = options.refuse_seed;
+    dispatch_options.fallback_wait = milliseconds(options.fallback_wait_ms);
     dispatcher = std::make_unique<TokenDispatcher>(*experts, dispatch_options);
   }
   ServingLoopOptions loop_options;
@@ -144,8 +156,14 @@ absl::Status Serve(const Options& options) {
   RouterServerOptions service_options;
   service_options.name = options.name;
   service_options.model_fingerprint = checkpoint->fingerprint();
+  service_options.numeric_format =
+      absl::StrCat("kv ", options.kv_dtype, ", wire ", options.wire_dtype);
   service_options.max_queued_sequences =
       static_cast<uint32_t>(options.max_queued);
+  ABSL_ASSIGN_OR_RETURN(service_options.default_fallback,
+                        ParseFallback(options.fallback));
+  service_options.capacity_factor = options.capacity_factor;
+  ABSL_ASSIGN_OR_RETURN(service_options.refuse, ParseRefuseBy(options.refuse));
   RouterServer service(service_options, config, loop, experts.get());
   RpcServerOptions server_options;
   server_options.listen = options.listen;
@@ -167,11 +185,18 @@ absl::Status Serve(const Options& options) {
   WaitForTermination(drain + milliseconds(5000));
   spdlog::info("draining");
   server->SetServing(false);
-  service.StartDraining();
-  if (!loop.WaitUntilIdle(drain)) {
-    spdlog::warn("drain time is over with sequences still running");
+  // Short sequences end here, and cost nobody a second prefill; gateways move
+  // long ones in the second half.
+  service.StartDraining(drain / 2);
+  const bool idle = loop.WaitUntilIdle(drain);
+  if (!idle) {
+    spdlog::warn(
+        "drain time is over: {} sequences are ended; gateways go on "
+        "with them elsewhere",
+        loop.num_sequences());
   }
-  server->Shutdown(milliseconds(2000));
+  // The last answers are on their way; the rest has had its time.
+  server->Shutdown(milliseconds(idle ? 2000 : 0));
   return absl::OkStatus();
 }
 
@@ -258,6 +283,37 @@ int main(int argc, char** argv) {
                  "bfloat16, which halves them and is another numeric format")
       ->envname("TROUPE_WIRE_DTYPE")
       ->check(CLI::IsMember({"float32", "bfloat16"}))
+      ->capture_default_str();
+  app.add_option("--capacity-factor", options.capacity_factor,
+                 "Copies that an expert takes in one layer of one step, in "
+                 "shares of the mean, from requests whose fallback is not "
+                 "exact (0: all, dropless)")
+      ->envname("TROUPE_CAPACITY_FACTOR")
+      ->check(CLI::Range(0.0, 1e6))
+      ->capture_default_str();
+  app.add_option("--refuse", options.refuse,
+                 "Which copies are refused when there is not room for all: "
+                 "position (the last), weight (the lowest), or random")
+      ->envname("TROUPE_REFUSE")
+      ->check(CLI::IsMember({"position", "weight", "random"}))
+      ->capture_default_str();
+  app.add_option("--refuse-seed", options.refuse_seed, "Of --refuse random")
+      ->envname("TROUPE_REFUSE_SEED")
+      ->capture_default_str();
+  app.add_option("--fallback", options.fallback,
+                 "What happens to a refused copy if the request does not say: "
+                 "exact (replica,wait), balanced (replica,wait,next_best), "
+                 "fast (replica,next_best,drop), or a chain of such steps")
+      ->envname("TROUPE_FALLBACK")
+      ->check([](const std::string& text) {
+        return std::string(troupe::ParseFallback(text).status().message());
+      })
+      ->capture_default_str();
+  app.add_option("--fallback-wait-ms", options.fallback_wait_ms,
+                 "How long `wait` waits for room before the next step of a "
+                 "chain")
+      ->envname("TROUPE_FALLBACK_WAIT_MS")
+      ->check(CLI::Range(0, 3600000))
       ->capture_default_str();
   app.add_option("--load-half-life-seconds", options.load_half_life_seconds,
                  "In the load of late that balancing goes by, what is that old "

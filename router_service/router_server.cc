@@ -101,7 +101,7 @@ void AddToken(const SequenceToken& token, v1::TokenOutput* output) {
 
 absl::StatusOr<SequenceRequest> ToSequenceRequest(
     const v1::RouterGenerateRequest& request, const ModelConfig& config,
-    size_t max_context) {
+    size_t max_context, const FallbackPolicy& default_fallback) {
   SequenceRequest sequence;
   sequence.request_id = request.request_id();
   if (request.prompt_token_ids().empty()) {
@@ -154,6 +154,10 @@ absl::StatusOr<SequenceRequest> ToSequenceRequest(
                      " bytes, at most ", kMaxSnapshotBytes));
   }
   sequence.snapshot = request.snapshot();
+  absl::StatusOr<FallbackPolicy> fallback =
+      FromProto(request.fallback(), default_fallback);
+  if (!fallback.ok()) return fallback.status();
+  sequence.fallback = *fallback;
   return sequence;
 }
 
@@ -174,9 +178,8 @@ class RouterServer::Call final
     };
     const absl::StatusOr<uint64_t> seq_id = loop_.Submit(std::move(request));
     if (!seq_id.ok()) {
-      End(absl::IsResourceExhausted(seq_id.status())
-              ? ResourceExhaustedStatus(seq_id.status(), 1000)
-              : ToGrpcStatus(seq_id.status()));
+      // The queue is full, or the router drains.
+      End(RefusedStatus(seq_id.status(), 1000));
       return;
     }
     absl::MutexLock lock(&state_->mu);
@@ -222,9 +225,10 @@ class RouterServer::Call final
     }
     absl::MutexLock lock(&state.mu);
     if (state.call == nullptr || state.ending) return;
+    v1::RouterUsage& usage = *response.mutable_usage();
+    *usage.mutable_copies() = std::move(event.copies);
     if (is_last || !std::exchange(state.has_begun, true) ||
         !event.snapshot.empty()) {
-      v1::RouterUsage& usage = *response.mutable_usage();
       usage.set_preemptions(event.preemptions);
       usage.set_queue_ms(event.queue_ms);
       usage.set_cached_tokens(static_cast<uint32_t>(event.cached_tokens));
@@ -305,11 +309,20 @@ v1::RouterDescription RouterServer::Description() const {
       description.set_detail(*missing);
     }
   }
-  if (draining_) description.set_state(v1::SERVING_STATE_DRAINING);
+  description.set_sequences(static_cast<uint32_t>(loop_.num_sequences()));
+  description.set_progress(loop_.progress());
+  description.set_numeric_format(options_.numeric_format);
+  if (draining_) {
+    description.set_state(v1::SERVING_STATE_DRAINING);
+    const SteadyTime::duration left = leave_at_.load() - Clock::Real().Now();
+    description.set_leave_in_ms(static_cast<uint32_t>(std::max<int64_t>(
+        0, std::chrono::duration_cast<milliseconds>(left).count())));
+  }
   return description;
 }
 
-void RouterServer::StartDraining() {
+void RouterServer::StartDraining(milliseconds leave_after) {
+  leave_at_ = Clock::Real().Now() + leave_after;
   draining_ = true;
   loop_.StartDraining();
 }
@@ -318,8 +331,8 @@ grpc::ServerWriteReactor<v1::RouterGenerateResponse>* RouterServer::Generate(
     grpc::CallbackServerContext* context,
     const v1::RouterGenerateRequest* request) {
   auto* call = new Call(loop_);
-  absl::StatusOr<SequenceRequest> sequence =
-      ToSequenceRequest(*request, config_, loop_.max_context());
+  absl::StatusOr<SequenceRequest> sequence = ToSequenceRequest(
+      *request, config_, loop_.max_context(), options_.default_fallback);
   if (!sequence.ok()) {
     call->End(ToGrpcStatus(sequence.status()));
     return call;
@@ -335,6 +348,9 @@ grpc::ServerUnaryReactor* RouterServer::GetStats(
   loop_.GetStats(*response);
   response->set_name(options_.name);
   response->set_model_fingerprint(options_.model_fingerprint);
+  response->set_capacity_factor(options_.capacity_factor);
+  response->set_refuse(Name(options_.refuse));
+  response->set_fallback(Name(options_.default_fallback));
   response->set_pid(getpid());
   response->set_resident_bytes(ResidentBytes());
   if (experts_ != nullptr) {

@@ -22,12 +22,19 @@ namespace troupe {
 // value. `on_event` and `deadline` are left for the caller.
 absl::StatusOr<SequenceRequest> ToSequenceRequest(
     const v1::RouterGenerateRequest& request, const ModelConfig& config,
-    size_t max_context);
+    size_t max_context,
+    const FallbackPolicy& default_fallback = FallbackPolicy::Exact());
 
 struct RouterServerOptions {
   std::string name;
   std::string model_fingerprint;
+  std::string numeric_format;  // of RouterDescription
   uint32_t max_queued_sequences = 0;
+  // Of requests that do not choose one.
+  FallbackPolicy default_fallback = FallbackPolicy::Exact();
+  // Told in the statistics.
+  double capacity_factor = 0.0;
+  RefuseBy refuse = RefuseBy::kPosition;
 };
 
 // Thread-safe. Does not own loop and experts (null for a dense model), which
@@ -39,7 +46,9 @@ class RouterServer final : public v1::Router::CallbackService {
 
   // READY, or what is missing.
   v1::RouterDescription Description() const;
-  void StartDraining();
+  // Takes no new sequences; tells gateways to move what still runs after
+  // `leave_after` to other routers.
+  void StartDraining(milliseconds leave_after);
 
   grpc::ServerWriteReactor<v1::RouterGenerateResponse>* Generate(
       grpc::CallbackServerContext* context,
@@ -59,6 +68,7 @@ class RouterServer final : public v1::Router::CallbackService {
   ServingLoop& loop_;
   ExpertPool* const experts_;
   std::atomic<bool> draining_ = false;
+  std::atomic<SteadyTime> leave_at_ = kNoDeadline;
 };
 
 }  // namespace troupe

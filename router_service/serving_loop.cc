@@ -54,9 +54,11 @@ ServingLoop::ServingLoop(ServingLoopOptions options, ModelRunner& runner,
                    options.load_half_life_seconds, Now()),
       collapse_(options.collapse, runner.config().num_layers,
                 runner.config().top_k),
+      accounts_(runner.config()),
       published_recent_(recent_load_) {
   runner_.set_routing_observer(
       [this](size_t layer, const RoutingDecision& decision) {
+        ++progress_;
         for (const int32_t expert : decision.topk_idx) {
           if (expert >= 0) {
             ++step_load_[layer][static_cast<size_t>(expert)];
@@ -116,6 +118,11 @@ void ServingLoop::StartDraining() {
   draining_ = true;
 }
 
+size_t ServingLoop::num_sequences() const {
+  absl::MutexLock lock(&mu_);
+  return num_sequences_;
+}
+
 bool ServingLoop::WaitUntilIdle(milliseconds limit) {
   absl::MutexLock lock(&mu_);
   const auto idle = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
@@ -135,6 +142,7 @@ void ServingLoop::GetStats(v1::RouterStats& stats) const {
     load.set_layer(static_cast<uint32_t>(layer));
     load.mutable_tokens_per_expert()->Assign(published_load_[layer].begin(),
                                              published_load_[layer].end());
+    CopyAccounts::Fill(published_copies_, load);
     const RecentLoad recent = published_recent_.Recent(layer, now);
     load.mutable_recent_tokens_per_expert()->Assign(
         recent.tokens_per_expert.begin(), recent.tokens_per_expert.end());
@@ -176,7 +184,8 @@ void ServingLoop::Run() {
     PinWaiting();
     EndOverdue("");
     AnswerChecks(stop);
-    const std::vector<Chunk> chunks = scheduler_.Schedule();
+    std::vector<Chunk> chunks = scheduler_.Schedule();
+    LeaveOutBlocked(chunks);
     if (!chunks.empty()) Step(chunks);
     PublishStats();
   }
@@ -216,6 +225,9 @@ bool ServingLoop::AnyOverdue() {
 bool ServingLoop::IsToBreakOff(const std::vector<Chunk>& chunks,
                                TokenDispatcher::WaitingFor what,
                                SteadyTime start) {
+  if (what == TokenDispatcher::WaitingFor::kReplica && IsBlocking(chunks)) {
+    return true;
+  }
   if (!AnyOverdue()) return false;
   const SteadyTime now = Now();
   if (what == TokenDispatcher::WaitingFor::kReplica ||
@@ -234,8 +246,11 @@ void ServingLoop::EndOverdue(const std::string& waits_for) {
     if (sequence->cancelled) {
       event.status = absl::CancelledError("cancelled");
     } else if (sequence->request.deadline <= now) {
-      const std::string& reason =
-          sequence->can_start ? waits_for : unknown_expert_;
+      const bool is_blocked =
+          waits_for.empty() && sequence->request.fallback.is_exact();
+      const std::string& reason = !sequence->can_start ? unknown_expert_
+                                  : is_blocked         ? blocked_by_
+                                                       : waits_for;
       event.status = reason.empty()
                          ? absl::DeadlineExceededError(
                                absl::StrCat("deadline passed after ",
@@ -255,6 +270,7 @@ void ServingLoop::End(Sequence* sequence, SequenceEvent event) {
   event.queue_ms = QueueMs(*sequence);
   event.snapshot = sequence->first_snapshot;
   event.experts_moved_version = sequence->experts_moved_version;
+  event.copies = sequence->copies;
   const std::unique_ptr<Sequence> ended = scheduler_.Remove(sequence);
   if (ended->request.on_event) ended->request.on_event(std::move(event));
   absl::MutexLock lock(&mu_);
@@ -303,6 +319,7 @@ void ServingLoop::Step(const std::vector<Chunk>& chunks) {
     }
     dispatcher_->set_deadline(deadline);
     SetSnapshots(chunks);
+    SetPolicies(chunks);
   }
   const absl::StatusOr<ConstFloatMatrix> logits = runner_.Forward(
       batch, dispatcher_, [&](TokenDispatcher::WaitingFor what) {
@@ -313,7 +330,12 @@ void ServingLoop::Step(const std::vector<Chunk>& chunks) {
     // Nothing is committed: those that stay run the same step again.
     totals_.set_step_seconds(totals_.step_seconds() + Seconds(Now() - start));
     if (dispatcher_ != nullptr) dispatcher_->set_snapshots({});
-    EndOverdue(std::string(logits.status().message()));
+    const std::string waits_for(logits.status().message());
+    if (IsBlocking(chunks)) {
+      blocked_by_ = waits_for;
+      blocked_epoch_ = dispatcher_->placement()->epoch();
+    }
+    EndOverdue(waits_for);
     return;
   }
   CountLoad();
@@ -328,6 +350,7 @@ void ServingLoop::Step(const std::vector<Chunk>& chunks) {
   }
   totals_.set_logit_rows(totals_.logit_rows() + logits->rows);
   Commit(chunks, batch, *logits);
+  ++progress_;
   totals_.set_steps(totals_.steps() + 1);
   totals_.set_step_seconds(totals_.step_seconds() + Seconds(Now() - start));
 }
@@ -379,6 +402,7 @@ void ServingLoop::Commit(const std::vector<Chunk>& chunks, const Batch& batch,
   });
 
   TakeMoves(chunks);
+  accounts_.Add(chunks, dispatcher_, totals_);
   // Nobody is to hold a snapshot that no sequence has.
   if (dispatcher_ != nullptr) dispatcher_->set_snapshots({});
   scheduler_.Commit(chunks);
@@ -393,6 +417,7 @@ void ServingLoop::Commit(const std::vector<Chunk>& chunks, const Batch& batch,
     event.preemptions = sequence.preemptions;
     event.queue_ms = QueueMs(sequence);
     event.cached_tokens = sequence.cached_tokens;
+    event.copies = sequence.copies;
     if (std::exchange(sequence.snapshot_is_news, false)) {
       event.snapshot = sequence.first_snapshot;
       event.experts_moved_version = sequence.experts_moved_version;
@@ -444,6 +469,7 @@ void ServingLoop::PublishStats() {
     stats.set_hop_seconds(dispatch.hop_seconds);
     stats.set_hops(dispatch.hops);
     stats.set_copies_moved_version(dispatch.copies_moved_version);
+    stats.set_copies_over_capacity(dispatch.copies_over_capacity);
     CountSnapshots(stats);
   }
   stats.set_collapses(collapse_.num_collapses());
@@ -456,6 +482,9 @@ void ServingLoop::PublishStats() {
   absl::MutexLock lock(&mu_);
   published_ = std::move(stats);
   published_load_ = tokens_per_expert_;
+  if (accounts_.TakeNews(dispatcher_)) {
+    published_copies_ = accounts_.by_expert();
+  }
   published_recent_ = recent_load_;
   num_running_ = scheduler_.num_running();
 }
@@ -606,6 +635,37 @@ void ServingLoop::AnswerChecks(bool stop) {
       stop ? absl::UnavailableError("the router is shutting down")
            : scheduler_.CheckIntegrity();
   for (const IntegrityCallback& done : checks) done(sound);
+}
+
+void ServingLoop::SetPolicies(const std::vector<Chunk>& chunks) {
+  policies_.clear();
+  for (const Chunk& chunk : chunks) {
+    policies_.push_back({chunk.num_tokens, chunk.sequence->request.fallback});
+  }
+  dispatcher_->set_policies(policies_);
+}
+
+bool ServingLoop::IsBlocking(const std::vector<Chunk>& chunks) const {
+  const auto is_exact = [](const Chunk& chunk) {
+    return chunk.sequence->request.fallback.is_exact();
+  };
+  return std::any_of(chunks.begin(), chunks.end(), is_exact) &&
+         !std::all_of(chunks.begin(), chunks.end(), is_exact) &&
+         dispatcher_->placement()->Missing().has_value();
+}
+
+// They keep the blocks that were reserved for them, and are tried again when a
+// process comes or goes.
+void ServingLoop::LeaveOutBlocked(std::vector<Chunk>& chunks) {
+  if (blocked_by_.empty()) return;
+  if (dispatcher_->placement()->epoch() != blocked_epoch_ ||
+      !IsBlocking(chunks)) {
+    blocked_by_.clear();
+    return;
+  }
+  std::erase_if(chunks, [](const Chunk& chunk) {
+    return chunk.sequence->request.fallback.is_exact();
+  });
 }
 
 void ServingLoop::CheckIntegrity() {

@@ -19,6 +19,7 @@
 #include "common/clock.h"
 #include "common/thread_pool.h"
 #include "protos/cluster.pb.h"
+#include "router_service/copy_accounts.h"
 #include "router_service/dispatch/token_dispatcher.h"
 #include "router_service/engine/model_runner.h"
 #include "router_service/scheduler/scheduler.h"
@@ -59,6 +60,12 @@ class ServingLoop {
   // Waits until no sequence is left, at most for `limit`.
   bool WaitUntilIdle(milliseconds limit);
 
+  // Sequences that run or wait.
+  size_t num_sequences() const;
+  // Changes with every step and every MoE layer that is computed: whoever sees
+  // it stand still while there are sequences sees a loop that is stuck.
+  uint64_t progress() const { return progress_; }
+
   // Longest context in tokens: that of the model, or what the KV cache holds.
   size_t max_context() const { return max_context_; }
 
@@ -98,6 +105,10 @@ class ServingLoop {
   // Versions that were gone in the step: their sequences go on with others.
   void TakeMoves(const std::vector<Chunk>& chunks);
   void CountSnapshots(v1::RouterStats& stats);
+  void SetPolicies(const std::vector<Chunk>& chunks);
+  // While an expert has no replica: sequences that may do without go on.
+  void LeaveOutBlocked(std::vector<Chunk>& chunks);
+  bool IsBlocking(const std::vector<Chunk>& chunks) const;
   // Counts a step that was committed; warns of collapsed layers.
   void CountLoad();
   void CheckIntegrity();
@@ -120,6 +131,13 @@ class ServingLoop {
   CollapseDetector collapse_;
   SteadyTime next_look_;   // for collapsed layers
   SteadyTime next_check_;  // of the scheduler's integrity
+  CopyAccounts accounts_;
+  std::vector<PolicyRows> policies_;  // of the step
+  // What exact sequences wait for without holding up the others, since that
+  // epoch of the placement; empty: nothing.
+  std::string blocked_by_;
+  uint64_t blocked_epoch_ = 0;
+  std::atomic<uint64_t> progress_{0};
 
   mutable absl::Mutex mu_;
   std::vector<std::unique_ptr<Sequence>> submitted_ ABSL_GUARDED_BY(mu_);
@@ -132,6 +150,7 @@ class ServingLoop {
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   v1::RouterStats published_ ABSL_GUARDED_BY(mu_);
   std::vector<std::vector<uint64_t>> published_load_ ABSL_GUARDED_BY(mu_);
+  CopyAccounts::ByExpert published_copies_ ABSL_GUARDED_BY(mu_);
   LoadTracker published_recent_ ABSL_GUARDED_BY(mu_);
 
   std::thread thread_;

@@ -18,18 +18,23 @@ absl::Status FromGrpcStatus(const grpc::Status& status) {
                       status.error_message());
 }
 
-grpc::Status ResourceExhaustedStatus(const absl::Status& status,
-                                     int retry_delay_ms) {
+grpc::Status RefusedStatus(const absl::Status& status, int retry_delay_ms) {
   google::rpc::RetryInfo info;
   info.mutable_retry_delay()->set_seconds(retry_delay_ms / 1000);
   info.mutable_retry_delay()->set_nanos(retry_delay_ms % 1000 * 1000000);
   google::rpc::Status details;
-  details.set_code(grpc::StatusCode::RESOURCE_EXHAUSTED);
+  details.set_code(status.raw_code());
   details.set_message(std::string(status.message()));
   details.add_details()->PackFrom(info);
-  return grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED,
+  return grpc::Status(static_cast<grpc::StatusCode>(status.raw_code()),
                       std::string(status.message()),
                       details.SerializeAsString());
+}
+
+grpc::Status ResourceExhaustedStatus(const absl::Status& status,
+                                     int retry_delay_ms) {
+  return RefusedStatus(absl::ResourceExhaustedError(status.message()),
+                       retry_delay_ms);
 }
 
 int RetryDelayMs(const grpc::Status& status) {

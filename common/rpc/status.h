@@ -10,6 +10,10 @@ namespace troupe {
 grpc::Status ToGrpcStatus(const absl::Status& status);
 absl::Status FromGrpcStatus(const grpc::Status& status);
 
+// The status with google.rpc.RetryInfo in its details: nothing was done, and
+// may be asked for again after that time, or of another server now.
+grpc::Status RefusedStatus(const absl::Status& status, int retry_delay_ms);
+
 // RESOURCE_EXHAUSTED whose details hold google.rpc.RetryInfo.
 grpc::Status ResourceExhaustedStatus(const absl::Status& status,
                                      int retry_delay_ms);

@@ -44,10 +44,18 @@ void PackBatch(size_t layer, size_t num_tokens, size_t top_k,
   batch.layer = static_cast<uint32_t>(layer);
   packed.tokens.clear();
   packed.row_of_token.assign(num_tokens, -1);
+  const CopyRun* previous = nullptr;
   for (const CopyRun& run : runs) {
-    batch.expert_ids.push_back(static_cast<uint32_t>(run.expert));
-    batch.copies_per_expert.push_back(run.end - run.begin);
-    if (run.version != 0) batch.versions.push_back(run.version);
+    // What was refused comes in pieces; a message has each expert once.
+    if (previous != nullptr && previous->expert == run.expert &&
+        previous->version == run.version) {
+      batch.copies_per_expert.back() += run.end - run.begin;
+    } else {
+      batch.expert_ids.push_back(static_cast<uint32_t>(run.expert));
+      batch.copies_per_expert.push_back(run.end - run.begin);
+      if (run.version != 0) batch.versions.push_back(run.version);
+    }
+    previous = &run;
     for (uint32_t copy = run.begin; copy < run.end; ++copy) {
       const size_t token = plan.slot_of_copy[copy] / top_k;
       if (packed.row_of_token[token] < 0) {

@@ -8,7 +8,9 @@
 #include <vector>
 
 #include "cluster/expert_frame.h"
+#include "common/clock.h"
 #include "common/views.h"
+#include "router_service/gating/capacity.h"
 #include "router_service/gating/gating.h"
 
 namespace troupe {
@@ -41,12 +43,16 @@ struct CopyRun {
   uint32_t end = 0;
   uint64_t version = 0;  // its key; 0: whichever is there
   bool moved = false;    // it is not the one of the tokens' snapshot
+  CopyFate fate = CopyFate::kFirstChoice;  // if they are computed
+  // Over the capacity of the peer that gets the others of their expert.
+  bool apart = false;
+  // When its copies were refused for want of room for the first time.
+  SteadyTime refused_at = kNoDeadline;
 };
 
-// One message: the runs' copies (ascending by expert and version, one run of
-// each) and
-// the token of each row of its payload, so that each token that has a copy is
-// sent once. Kept and filled again.
+// One message: the runs' copies (ascending by expert and version) and the token
+// of each row of its payload, so that each token that has a copy is sent once.
+// Kept and filled again.
 struct PackedBatch {
   ExpertBatch batch;
   std::vector<uint32_t> tokens;       // [batch.num_tokens]

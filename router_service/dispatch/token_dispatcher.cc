@@ -1,96 +1,22 @@
 #include "router_service/dispatch/token_dispatcher.h"
 
 #include <algorithm>
-#include <map>
 #include <tuple>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/mutex.h"
 #include "common/check.h"
 #include "common/logging.h"
 #include "kernels/elementwise.h"
+#include "router_service/dispatch/exchange.h"
 
 namespace troupe {
 namespace {
 
 // While copies wait for a replica, or for an answer that is late.
 constexpr milliseconds kPoll(5);
-// Before a peer that refused or failed is asked again.
-constexpr milliseconds kRetryDelay(2);
 
 }  // namespace
-
-// One layer's copies on their way. The calling thread owns everything but what
-// is under mu, which the callbacks of peers write.
-class DispatchHandle::Exchange {
- public:
-  struct Part {
-    size_t peer = 0;
-    std::vector<CopyRun> runs;
-    size_t num_copies = 0;
-    SteadyTime sent;
-    // Under mu; `settled` is changed by the calling thread alone.
-    bool settled = false;  // used, or given up
-    bool answered = false;
-    bool refused = false;  // the peer said so
-    uint32_t compute_us = 0;
-    std::string wrong;  // with what is in place of an answer
-  };
-  // Copies without a peer.
-  struct Homeless {
-    CopyRun run;
-    SteadyTime not_before;
-    SteadyTime since;
-  };
-
-  // The rows go from the transport's memory to their place among the copies.
-  // An answer to a part that was given up comes too late: its copies may be
-  // those of another part by now.
-  void Take(Part& part, size_t hidden_size, DataType dtype,
-            const absl::StatusOr<ExpertOutput>& output) {
-    absl::MutexLock lock(&mu);
-    if (part.settled) return;
-    part.answered = true;
-    const size_t num_bytes = part.num_copies * hidden_size * SizeOf(dtype);
-    if (!output.ok()) {
-      part.wrong = std::string(output.status().message());
-      return;
-    }
-    part.compute_us = output->compute_us;
-    if (output->verdict != Verdict::kComputed) {
-      part.refused = true;
-      part.wrong = Name(output->verdict);
-    } else if (output->rows.size() != num_bytes || output->dtype != dtype) {
-      part.wrong = absl::StrCat("answered ", output->rows.size(), " bytes of ",
-                                Name(output->dtype), " for ", part.num_copies,
-                                " copies of ", Name(dtype));
-    } else {
-      PayloadReader reader(output->rows);
-      for (const CopyRun& run : part.runs) {
-        reader.ReadFloats(dtype, copies.data() + run.begin * hidden_size,
-                          (run.end - run.begin) * hidden_size);
-      }
-    }
-  }
-
-  size_t layer = 0;
-  size_t top_k = 0;
-  ConstFloatMatrix hidden;
-  std::vector<float> topk_weights;  // [num_tokens, top_k]
-  DispatchPlan plan;
-  std::vector<Homeless> homeless;
-  // Peers that refused or failed, by expert; forgotten when nobody else is
-  // left.
-  std::map<size_t, std::vector<size_t>> avoid;
-  uint32_t slowest_compute_us = 0;
-
-  absl::Mutex mu;
-  std::vector<float> copies;  // [num_copies, hidden_size]; see Take
-  // The first num_parts are in use.
-  std::vector<std::unique_ptr<Part>> parts;
-  size_t num_parts = 0;
-};
 
 TokenDispatcher::TokenDispatcher(ExpertPool& experts,
                                  TokenDispatcherOptions options)
@@ -107,6 +33,7 @@ std::shared_ptr<DispatchHandle::Exchange> TokenDispatcher::NewExchange() {
     exchange->avoid.clear();
     exchange->slowest_compute_us = 0;
     exchange->num_parts = 0;
+    exchange->first_peer.clear();
     return exchange;
   }
   exchanges_.push_back(std::make_shared<Exchange>());
@@ -115,7 +42,8 @@ std::shared_ptr<DispatchHandle::Exchange> TokenDispatcher::NewExchange() {
 
 DispatchHandle TokenDispatcher::Dispatch(size_t layer,
                                          ConstFloatMatrix hidden_states,
-                                         const RoutingDecision& decision) {
+                                         const RoutingDecision& decision,
+                                         ConstFloatMatrix router_probs) {
   CHECK_EQ(hidden_states.rows, decision.num_tokens);
   CHECK_EQ(hidden_states.cols, options_.hidden_size);
   DispatchHandle handle;
@@ -125,7 +53,16 @@ DispatchHandle TokenDispatcher::Dispatch(size_t layer,
   exchange.top_k = decision.top_k;
   exchange.topk_weights = decision.topk_weights;
   exchange.hidden = hidden_states;
-  AddRuns(decision, exchange);
+  exchange.ledger.Begin(decision, IsBounded());
+  if (IsBounded()) {
+    CHECK_EQ(policies_.size(), decision.num_tokens);
+    CHECK_EQ(router_probs.rows, decision.num_tokens);
+    exchange.router_probs = router_probs;
+    AddRuns(ApplyCapacityFactor(exchange, decision), exchange);
+    SetApart(exchange);
+  } else {
+    AddRuns(decision, exchange);
+  }
   const size_t num_floats =
       exchange.plan.slot_of_copy.size() * options_.hidden_size;
   if (exchange.copies.size() < num_floats) exchange.copies.resize(num_floats);
@@ -218,48 +155,78 @@ void TokenDispatcher::MoveIfGone(const Exchange& exchange,
   }
 }
 
-void TokenDispatcher::Send(const std::shared_ptr<Exchange>& exchange) {
+std::optional<size_t> TokenDispatcher::ChoosePeer(Exchange& exchange,
+                                                  const Placement& placement,
+                                                  CopyRun& run) {
+  const uint64_t rows = run.end - run.begin;
+  const auto avoid = exchange.avoid.find(run.expert);
+  absl::Span<const size_t> avoided;
+  if (avoid != exchange.avoid.end()) avoided = avoid->second;
+  if (run.apart) {
+    avoid_.assign(avoided.begin(), avoided.end());
+    avoid_.push_back(exchange.first_peer[run.expert]);
+    const std::optional<size_t> peer = experts_.Choose(
+        placement, exchange.layer, run.expert, avoid_, run.version, rows);
+    run.apart = false;
+    if (peer.has_value()) return peer;
+    run.fate = CopyFate::kFirstChoice;  // there is no other after all
+  }
+  std::optional<size_t> peer = experts_.Choose(
+      placement, exchange.layer, run.expert, avoided, run.version, rows);
+  if (!peer.has_value() && avoid != exchange.avoid.end()) {
+    // Nobody else: those that refused or failed may be asked again.
+    exchange.avoid.erase(avoid);
+    peer = experts_.Choose(placement, exchange.layer, run.expert, {},
+                           run.version, rows);
+  }
+  return peer;
+}
+
+bool TokenDispatcher::Send(const std::shared_ptr<Exchange>& exchange) {
   const SteadyTime now = std::chrono::steady_clock::now();
   const std::shared_ptr<const Placement> placement = experts_.placement();
   const uint32_t max_copies = static_cast<uint32_t>(std::max<size_t>(
       1, options_.max_output_bytes /
              (options_.hidden_size * SizeOf(options_.wire_dtype))));
+  bool any_news = false;
   for (std::vector<CopyRun>& runs : runs_of_peer_) runs.clear();
+  exchange->stranded.clear();
   size_t num_left = 0;
   // The largest first: the small ones then fill up what is uneven.
   std::sort(exchange->homeless.begin(), exchange->homeless.end(),
             [](const Exchange::Homeless& a, const Exchange::Homeless& b) {
               const uint32_t rows_a = a.run.end - a.run.begin;
               const uint32_t rows_b = b.run.end - b.run.begin;
-              return std::tie(rows_b, a.run.expert, a.run.begin) <
-                     std::tie(rows_a, b.run.expert, b.run.begin);
+              // Those that are to be apart look where the others went.
+              return std::tie(a.run.apart, rows_b, a.run.expert, a.run.begin) <
+                     std::tie(b.run.apart, rows_a, b.run.expert, b.run.begin);
             });
   for (Exchange::Homeless& homeless : exchange->homeless) {
-    std::optional<size_t> peer;
     if (homeless.not_before <= now) {
-      MoveIfGone(*exchange, *placement, homeless.since, now, homeless.run);
-      const size_t expert = homeless.run.expert;
-      const auto avoid = exchange->avoid.find(expert);
-      peer = experts_.Choose(
-          *placement, exchange->layer, expert,
-          avoid == exchange->avoid.end() ? absl::Span<const size_t>()
-                                         : avoid->second,
-          homeless.run.version, homeless.run.end - homeless.run.begin);
-      if (!peer.has_value() && avoid != exchange->avoid.end()) {
-        // Nobody else: those that refused or failed may be asked again.
-        exchange->avoid.erase(avoid);
-        peer = experts_.Choose(*placement, exchange->layer, expert, {},
-                               homeless.run.version,
-                               homeless.run.end - homeless.run.begin);
+      CopyRun& run = homeless.run;
+      MoveIfGone(*exchange, *placement, homeless.since, now, run);
+      if (const auto peer = ChoosePeer(*exchange, *placement, run)) {
+        if (!exchange->first_peer.empty()) {
+          exchange->first_peer[run.expert] = *peer;
+        }
+        runs_of_peer_[*peer].push_back(run);
+        any_news = true;
+        continue;
+      }
+      run.fate = std::max(run.fate, CopyFate::kAfterWait);
+      if (IsBounded()) {
+        exchange->stranded.push_back(homeless);
+        continue;
       }
     }
-    if (peer.has_value()) {
-      runs_of_peer_[*peer].push_back(homeless.run);
-    } else {
-      exchange->homeless[num_left++] = homeless;
-    }
+    exchange->homeless[num_left++] = homeless;
   }
   exchange->homeless.resize(num_left);
+  // Nobody has their expert: the policy says what then.
+  for (const Exchange::Homeless& stranded : exchange->stranded) {
+    any_news |= FallBackWithoutReplica(*exchange, stranded.run, stranded.since,
+                                       *placement, now);
+  }
 
   for (size_t peer = 0; peer < runs_of_peer_.size(); ++peer) {
     std::vector<CopyRun>& runs = runs_of_peer_[peer];
@@ -276,11 +243,6 @@ void TokenDispatcher::Send(const std::shared_ptr<Exchange>& exchange) {
       num_copies = 0;
     };
     for (CopyRun run : runs) {
-      // A message holds each version of an expert once.
-      if (!message_.empty() && message_.back().expert == run.expert &&
-          message_.back().version == run.version) {
-        flush();
-      }
       while (run.begin < run.end) {
         const uint32_t take =
             std::min(run.end - run.begin, max_copies - num_copies);
@@ -293,6 +255,8 @@ void TokenDispatcher::Send(const std::shared_ptr<Exchange>& exchange) {
     }
     flush();
   }
+  std::fill(new_stand_ins_.begin(), new_stand_ins_.end(), 0u);
+  return any_news;
 }
 
 void TokenDispatcher::SendPart(const std::shared_ptr<Exchange>& exchange,
@@ -301,6 +265,7 @@ void TokenDispatcher::SendPart(const std::shared_ptr<Exchange>& exchange,
   PackBatch(exchange->layer, exchange->hidden.rows, exchange->top_k,
             exchange->plan, runs, packed_);
   packed_.batch.dtype = options_.wire_dtype;
+  if (IsBounded()) SetPriorities(*exchange, runs);
   milliseconds timeout = options_.hop_timeout;
   if (deadline_ != kNoDeadline) {
     timeout = std::clamp(std::chrono::ceil<milliseconds>(deadline_ - now),
@@ -320,6 +285,8 @@ void TokenDispatcher::SendPart(const std::shared_ptr<Exchange>& exchange,
     part->settled = false;
     part->answered = false;
     part->refused = false;
+    part->no_room = false;
+    part->refused_copies.clear();
     part->wrong.clear();
   }
   const size_t hidden_size = options_.hidden_size;
@@ -351,28 +318,17 @@ bool TokenDispatcher::Settle(Exchange& exchange, size_t index, SteadyTime now) {
     part.settled = true;
   }
   if (why.empty()) {
-    stats_.copies_dispatched += part.num_copies;
-    for (const CopyRun& run : part.runs) {
-      if (run.moved) stats_.copies_moved_version += run.end - run.begin;
-    }
     exchange.slowest_compute_us =
         std::max(exchange.slowest_compute_us, part.compute_us);
+    Account(exchange, part, now);
     return true;
   }
-  if (part.refused) stats_.copies_refused += part.num_copies;
   spdlog::debug("layer {}: {}: {}", exchange.layer, experts_.address(part.peer),
                 why);
-  stats_.copies_resent += part.num_copies;
   const std::shared_ptr<const Placement> placement = experts_.placement();
   for (const CopyRun& run : part.runs) {
-    // At once to another replica; a moment later to the same one.
-    std::vector<size_t>& avoid = exchange.avoid[run.expert];
-    avoid.push_back(part.peer);
-    const bool others =
-        experts_
-            .Choose(*placement, exchange.layer, run.expert, avoid, run.version)
-            .has_value();
-    exchange.homeless.push_back({run, others ? now : now + kRetryDelay, now});
+    if (part.refused) CountRefused(exchange.layer, run);
+    FallBack(exchange, run, part.peer, part.no_room, *placement, now);
   }
   return true;
 }
@@ -421,9 +377,7 @@ absl::Status TokenDispatcher::Combine(DispatchHandle handle, const Check& check,
       if (!Settle(exchange, i, now)) ++in_flight;
     }
     if (!exchange.homeless.empty()) {
-      const size_t before = exchange.homeless.size();
-      Send(handle.exchange_);
-      if (exchange.homeless.size() < before) continue;
+      if (Send(handle.exchange_)) continue;
     } else if (in_flight == 0) {
       break;
     }
@@ -457,6 +411,7 @@ absl::Status TokenDispatcher::Combine(DispatchHandle handle, const Check& check,
     stats_.hop_seconds +=
         std::max(0.0, waited - 1e-6 * exchange.slowest_compute_us);
   }
+  Conclude(exchange);
   CombineExperts(
       ConstFloatMatrix(exchange.copies.data(),
                        exchange.plan.slot_of_copy.size(), options_.hidden_size),

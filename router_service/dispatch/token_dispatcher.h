@@ -6,18 +6,23 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "cluster/expert_pool.h"
+#include "cluster/fallback_policy.h"
 #include "common/clock.h"
 #include "common/thread_pool.h"
 #include "common/views.h"
 #include "router_service/dispatch/dispatch_plan.h"
+#include "router_service/gating/capacity.h"
 #include "router_service/gating/gating.h"
 
 namespace troupe {
+
+struct DispatchPart;
 
 struct TokenDispatcherOptions {
   size_t hidden_size = 0;
@@ -36,6 +41,30 @@ struct TokenDispatcherOptions {
   // Of hidden states and outputs between the processes: part of the numeric
   // format of the cluster, whatever the transport.
   DataType wire_dtype = DataType::kF32;
+  // Copies per expert in one layer of one step, in shares of the mean; 0:
+  // dropless. Only of rows whose policy is not exact (gating/capacity.h).
+  double capacity_factor = 0.0;
+  // Which copies are refused: by the capacity factor, and by a process that has
+  // room for some of a message.
+  RefuseBy refuse = RefuseBy::kPosition;
+  uint64_t refuse_seed = 0;
+  // How long `wait` waits for room when the policy has something behind it.
+  milliseconds fallback_wait = milliseconds(20);
+};
+
+// The next rows of a step: those of one sequence, and its policy.
+struct PolicyRows {
+  size_t num_rows = 0;
+  FallbackPolicy policy;
+};
+
+// A copy that was not computed by the process that was asked first.
+struct FatedCopy {
+  size_t row = 0;
+  size_t layer = 0;
+  size_t expert = 0;      // that the gate chose
+  int32_t stand_in = -1;  // that computed it in its place
+  CopyFate fate = CopyFate::kFirstChoice;
 };
 
 // Counters since construction.
@@ -49,7 +78,8 @@ struct DispatchStats {
   double wait_seconds = 0.0;  // in Combine
   // Of it, what was not the computing of the slowest peer of each layer.
   double hop_seconds = 0.0;
-  uint64_t hops = 0;  // layers that were waited for
+  uint64_t hops = 0;                  // layers that were waited for
+  uint64_t copies_over_capacity = 0;  // whatever became of them
 };
 
 // The next rows of a step: those of one sequence, and what it is pinned to.
@@ -82,8 +112,9 @@ class DispatchHandle {
 // Every token's hidden state goes once to each process that owns one of its
 // experts. A copy whose peer is lost, silent, draining or full is sent again to
 // another replica of the same version, or waits for one to appear; it moves to
-// another version when there is none left. Does not own the pool. One thread
-// calls at a time; several dispatches may be in flight.
+// another version when there is none left. What else may happen to it is its
+// row's policy (set_policies). Does not own the pool. One thread calls at a
+// time; several dispatches may be in flight.
 class TokenDispatcher {
  public:
   // What a layer lacks: a peer that takes its copies, or the answer of one,
@@ -108,11 +139,19 @@ class TokenDispatcher {
   }
   ExpertPool& experts() { return experts_; }
 
+  // The policies of the rows of the next dispatches: all rows of a step, in
+  // order. Empty, and at first: all are exact.
+  void set_policies(absl::Span<const PolicyRows> rows);
+  // Since set_policies, of layers that were combined; not of first choice.
+  const std::vector<FatedCopy>& fates() const { return fates_; }
+
   // Sends the copies of one layer. hidden_states [num_tokens, hidden_size] must
   // stay until Combine returns or the handle is dropped: what a peer loses is
-  // sent again.
+  // sent again. router_probs [num_tokens, num_experts], too: what the gate
+  // chose from; may be empty if all rows are exact.
   DispatchHandle Dispatch(size_t layer, ConstFloatMatrix hidden_states,
-                          const RoutingDecision& decision);
+                          const RoutingDecision& decision,
+                          ConstFloatMatrix router_probs = {});
 
   // Waits for all outputs, then adds their weighted sum to
   // output [num_tokens, hidden_size], ascending by expert within a token.
@@ -122,6 +161,10 @@ class TokenDispatcher {
                        FloatMatrix output, ThreadPool& pool);
 
   DispatchStats stats() const { return stats_; }
+  // Refusals by processes, and by the capacity factor, since construction;
+  // [num_experts], or empty: none.
+  absl::Span<const uint64_t> refused_per_expert(size_t layer) const;
+  absl::Span<const uint64_t> over_capacity_per_expert(size_t layer) const;
 
  private:
   using Exchange = DispatchHandle::Exchange;
@@ -132,8 +175,48 @@ class TokenDispatcher {
   // Gives copies whose version is gone for good the one that is current.
   void MoveIfGone(const Exchange& exchange, const Placement& placement,
                   SteadyTime since, SteadyTime now, CopyRun& run);
-  // Sends copies that have no peer to those that the pool chooses now.
-  void Send(const std::shared_ptr<Exchange>& exchange);
+  // Sends copies that have no peer to those that the pool chooses now, or takes
+  // the next step of their policy. Whether anything has changed.
+  bool Send(const std::shared_ptr<Exchange>& exchange);
+  // None: nobody who is connected has the expert.
+  std::optional<size_t> ChoosePeer(Exchange& exchange,
+                                   const Placement& placement, CopyRun& run);
+
+  // dispatch/fallback.cc: what happens to copies that nobody computes yet.
+  bool IsBounded() const { return is_bounded_; }
+  const FallbackPolicy& PolicyOf(const Exchange& exchange, uint32_t copy) const;
+  uint64_t VersionOf(const Exchange& exchange, uint32_t copy,
+                     size_t expert) const;
+  // Before the plan is made: what is over the capacity factor.
+  const RoutingDecision& ApplyCapacityFactor(Exchange& exchange,
+                                             const RoutingDecision& decision);
+  // After it: copies for other replicas get runs of their own.
+  void SetApart(Exchange& exchange);
+  void SetPriorities(const Exchange& exchange,
+                     const std::vector<CopyRun>& runs);
+  // The copies of `run` were not computed by `peer`, which had no room or is
+  // lost.
+  void FallBack(Exchange& exchange, const CopyRun& run, size_t peer,
+                bool for_room, const Placement& placement, SteadyTime now);
+  // No process has the expert of `run`. Whether anything has changed.
+  bool FallBackWithoutReplica(Exchange& exchange, const CopyRun& run,
+                              SteadyTime since, const Placement& placement,
+                              SteadyTime now);
+  // A copy that is to wait for the expert that the gate chose.
+  CopyRun OwnRun(Exchange& exchange, uint32_t copy) const;
+  // A copy whose policy is not exact gets the token's next best expert or is
+  // dropped; false: neither, it is to wait.
+  bool Replace(Exchange& exchange, const CopyRun& run, uint32_t copy,
+               const Placement& placement, SteadyTime now);
+  // The expert that computes a copy in place of `after`; -1: none.
+  int32_t FindStandIn(const Exchange& exchange, uint32_t copy, size_t after,
+                      const Placement& placement) const;
+  // What of an answered part was computed, and what was refused.
+  void Account(Exchange& exchange, const DispatchPart& part, SteadyTime now);
+  void CountRefused(size_t layer, const CopyRun& run);
+  // Weights of rows whose experts have changed; the list of fates.
+  void Conclude(Exchange& exchange);
+
   void SendPart(const std::shared_ptr<Exchange>& exchange, size_t peer,
                 const std::vector<CopyRun>& runs);
   // Takes what the part's peer answered, or gives the peer up; false while
@@ -160,6 +243,23 @@ class TokenDispatcher {
   std::vector<uint32_t> sequence_of_token_;
   std::vector<VersionMove> moves_;
   PackedBatch packed_;
+
+  // Of the step: see set_policies.
+  std::vector<FallbackPolicy> policies_;  // [num_rows], or empty
+  bool is_bounded_ = false;               // some of them are not exact
+  bool keeps_fates_ = false;
+  std::vector<FatedCopy> fates_;
+  // Kept, as above.
+  CapacityResult capacity_;
+  RoutingDecision capped_;
+  std::vector<uint32_t> num_replicas_;
+  std::vector<size_t> avoid_;
+  // Copies for an expert that were decided since the last Send: not yet known
+  // to the pool. [num_experts], or empty.
+  std::vector<uint32_t> new_stand_ins_;
+  uint64_t num_dispatches_ = 0;
+  std::vector<std::vector<uint64_t>> refused_per_expert_;  // by layer
+  std::vector<std::vector<uint64_t>> over_capacity_per_expert_;
 };
 
 }  // namespace troupe

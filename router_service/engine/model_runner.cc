@@ -156,7 +156,8 @@ absl::Status ModelRunner::RunMlp(size_t index, const Layer& layer,
   SoftmaxRows(router_logits, pool_);
   ChooseTopK(router_logits, config_.top_k, config_.norm_topk_prob, decision_);
   if (observer_) observer_(index, decision_);
-  DispatchHandle handle = dispatcher->Dispatch(index, normed, decision_);
+  DispatchHandle handle =
+      dispatcher->Dispatch(index, normed, decision_, router_logits);
 
   // The shared expert runs here while the routed ones run elsewhere.
   const bool has_shared = !layer.shared_gate.empty();

@@ -9,8 +9,10 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "cluster/fallback_policy.h"
 #include "cluster/model_snapshot.h"
 #include "common/clock.h"
+#include "protos/cluster.pb.h"
 #include "router_service/engine/sampler.h"
 #include "router_service/kv_cache/block_manager.h"
 
@@ -39,6 +41,7 @@ struct SequenceEvent {
   // ModelSnapshot::Name of what the sequence began with, and how many it left.
   std::string snapshot;
   size_t experts_moved_version = 0;
+  v1::CopyUsage copies;  // so far
 };
 
 struct SequenceRequest {
@@ -55,6 +58,7 @@ struct SequenceRequest {
   std::string cache_salt;  // only equal ones share cached prefixes
   // ModelSnapshot::Name of an earlier attempt; empty: there was none.
   std::string snapshot;
+  FallbackPolicy fallback = FallbackPolicy::Exact();
   SteadyTime deadline = kNoDeadline;
   // Called from the serving loop; must not block. The last call carries
   // finish or an error.
@@ -77,6 +81,7 @@ struct Sequence {
   std::string first_snapshot;  // of its first step: the name
   bool snapshot_is_news = false;
   size_t experts_moved_version = 0;
+  v1::CopyUsage copies;      // of committed steps
   size_t cached_tokens = 0;  // of the prompt, found at the first step
   // [prompt_length], with prompt_logprobs; the first has none.
   std::vector<SequenceToken> prompt_tokens;

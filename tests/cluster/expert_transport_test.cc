@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstring>
 #include <memory>
+#include <set>
 #include <string>
 #include <thread>
 #include <utility>
@@ -278,6 +279,52 @@ TEST_P(ExpertTransportTest, CarriesBothFormatsWithoutChangingABit) {
   }
 }
 
+// Room for some of a batch: their rows, and which the others are.
+TEST_P(ExpertTransportTest, APartialAnswerSaysWhatIsMissing) {
+  Router& router = Connect();
+  for (const DataType dtype : {DataType::kF32, DataType::kBF16}) {
+    v1::ExpertBatch batch = Batch(1, 700, 3, dtype);
+    const auto num_copies = static_cast<size_t>(batch.row_of_copy_size());
+    ASSERT_GT(num_copies, kCapacityRows);
+    for (uint32_t copy = 0; copy < num_copies; ++copy) {
+      batch.add_priorities(copy % 7 == 0 ? 1 : 0xffffffff - copy % 3);
+    }
+    const auto output = router.Run(batch);
+    ASSERT_TRUE(output.ok()) << output.status();
+    ASSERT_EQ(output->verdict(), v1::ExpertOutput::VERDICT_PARTIAL);
+    const auto num_refused = static_cast<size_t>(output->refused_copies_size());
+    ASSERT_EQ(num_refused, num_copies - kCapacityRows);
+    const std::set<size_t> refused(output->refused_copies().begin(),
+                                   output->refused_copies().end());
+    // Whole runs that are small enough are computed by the reference.
+    const size_t row_bytes = hidden_size() * SizeOf(dtype);
+    ASSERT_EQ(output->outputs().size(), kCapacityRows * row_bytes);
+    size_t row = 0;
+    size_t copy = 0;
+    for (int e = 0; e < batch.expert_ids_size(); ++e) {
+      for (uint32_t n = 0; n < batch.copies_per_expert(e); ++n, ++copy) {
+        if (refused.count(copy) > 0) {
+          EXPECT_NE(batch.priorities(static_cast<int>(copy)), 0xffffffffu);
+          continue;
+        }
+        const size_t at = row++;
+        if (at % 97 != 0) continue;
+        v1::ExpertBatch one;
+        one.set_layer(batch.layer());
+        one.set_num_tokens(1);
+        one.set_dtype(batch.dtype());
+        one.set_hidden_states(batch.hidden_states().substr(
+            batch.row_of_copy(static_cast<int>(copy)) * row_bytes, row_bytes));
+        one.add_expert_ids(batch.expert_ids(e));
+        one.add_copies_per_expert(1);
+        one.add_row_of_copy(0);
+        EXPECT_EQ(output->outputs().substr(at * row_bytes, row_bytes),
+                  Expected(one));
+      }
+    }
+  }
+}
+
 // A batch says which version it wants, and is told when that is not here.
 TEST_P(ExpertTransportTest, VersionsAreSaid) {
   Router& router = Connect();
@@ -331,19 +378,20 @@ TEST_P(ExpertTransportTest, ManyInFlight) {
     const HeldBatcher held(process_->batcher(), hidden_size());
     for (int i = 0; i < kBatches; ++i) {
       const size_t which = static_cast<size_t>(i) % batches.size();
-      SendProto(router.peer(), batches[which],
-                [&, which](absl::StatusOr<v1::ExpertOutput> output) {
-                  ASSERT_TRUE(output.ok()) << output.status();
-                  if (output->verdict() == v1::ExpertOutput::VERDICT_COMPUTED) {
-                    EXPECT_EQ(output->outputs(), expected[which]);
-                    ++computed;
-                  } else {
-                    EXPECT_EQ(output->verdict(),
-                              v1::ExpertOutput::VERDICT_REFUSED);
-                    EXPECT_EQ(output->outputs(), "");
-                  }
-                  answers.DecrementCount();
-                });
+      SendProto(
+          router.peer(), batches[which],
+          [&, which](absl::StatusOr<v1::ExpertOutput> output) {
+            ASSERT_TRUE(output.ok()) << output.status();
+            if (output->verdict() == v1::ExpertOutput::VERDICT_COMPUTED) {
+              EXPECT_EQ(output->outputs(), expected[which]);
+              ++computed;
+            } else if (output->verdict() == v1::ExpertOutput::VERDICT_REFUSED) {
+              EXPECT_EQ(output->outputs(), "");
+            } else {
+              EXPECT_EQ(output->verdict(), v1::ExpertOutput::VERDICT_PARTIAL);
+            }
+            answers.DecrementCount();
+          });
     }
   }
   answers.Wait();
@@ -440,7 +488,8 @@ class HostileRouterTest : public testing::Test {
   };
 
   // Shakes hands as the router does.
-  absl::StatusOr<Rings> Greet(const std::string& token, uint32_t version = 1) {
+  absl::StatusOr<Rings> Greet(const std::string& token,
+                              uint32_t version = kShmVersion) {
     Rings rings;
     rings.socket = *ConnectUnix(process_.edge()->offer().socket());
     SetSocketTimeout(rings.socket.get(), milliseconds(10000));
@@ -519,7 +568,7 @@ class HostileRouterTest : public testing::Test {
 
 TEST_F(HostileRouterTest, TheTokenMustBeKnown) {
   EXPECT_FALSE(Greet(std::string(16, 'x')).ok());
-  EXPECT_FALSE(Greet(Token(), 2).ok());
+  EXPECT_FALSE(Greet(Token(), kShmVersion + 1).ok());
   {
     // Not even a hello; then nothing at all.
     const UniqueFd socket = *ConnectUnix(process_.edge()->offer().socket());
@@ -564,7 +613,8 @@ TEST_F(HostileRouterTest, FramesThatDoNotFitEndTheirRouterAlone) {
   for (const uint64_t value :
        {uint64_t{0}, uint64_t{7}, uint64_t{0xffffffff}, ~uint64_t{0}}) {
     frames.push_back(spoil(8, value, 8));
-    for (const size_t offset : {20, 28, 32, 36}) {
+    for (const size_t offset : {20, 28, 32, 36, 44}) {
+      if (offset == 44 && value == 0) continue;  // no priorities
       if (offset == 28 && value == 0) continue;  // float32
       frames.push_back(spoil(offset, value, 4));
     }
@@ -642,6 +692,23 @@ TEST_F(HostileRouterTest, NumbersThatChange) {
   }
   rings->socket = UniqueFd();
   ExpectServes();
+}
+
+TEST(FlatOutputTest, ListsThatDoNotFitAreRefused) {
+  ExpertOutput output;
+  output.verdict = Verdict::kPartial;
+  output.refused_copies = {1, 5};
+  std::string frame(FlatOutputBytes(24), 'x');
+  EncodeFlatOutput(output, 24, frame.data());
+  const auto good = DecodeFlatOutput(frame);
+  ASSERT_TRUE(good.ok()) << good.status();
+  EXPECT_EQ(good->rows.size(), 16u);
+  EXPECT_EQ(good->refused_copies, output.refused_copies);
+  for (const uint32_t count : {7u, 0x40000000u, 0xffffffffu}) {
+    std::memcpy(frame.data() + 40, &count, sizeof(count));
+    EXPECT_THAT(std::string(DecodeFlatOutput(frame).status().message()),
+                testing::HasSubstr("refused_copies"));
+  }
 }
 
 TEST(HopModeTest, SharedMemoryIsAnOffer) {

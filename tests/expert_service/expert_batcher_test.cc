@@ -157,42 +157,89 @@ TEST_F(ExpertBatcherTest, ABrokenRowSpoilsNoOther) {
   EXPECT_EQ(merged.outputs(), alone);
 }
 
-TEST_F(ExpertBatcherTest, RefusesAtOnceWhatDoesNotFit) {
-  absl::Notification computed;
-  v1::ExpertOutput refused;
+// The rows of an output that are not of refused copies.
+std::string WithoutRefused(const std::string& all,
+                           const v1::ExpertOutput& output, size_t num_copies) {
+  const size_t row_bytes = all.size() / num_copies;
+  std::string kept;
+  int next = 0;
+  for (size_t copy = 0; copy < num_copies; ++copy) {
+    if (next < output.refused_copies_size() &&
+        output.refused_copies(next) == copy) {
+      ++next;
+      continue;
+    }
+    kept += all.substr(copy * row_bytes, row_bytes);
+  }
+  return kept;
+}
+
+TEST_F(ExpertBatcherTest, WhatDoesNotFitIsRefusedCopyByCopy) {
   v1::ExpertBatch large = Batch(0, 30, 1);
   const uint64_t rows = static_cast<uint64_t>(large.row_of_copy_size());
   ASSERT_GT(rows, 50u);
-  ASSERT_LE(rows, 100u);
+  ASSERT_LT(rows, 100u);
+  const std::string all = Run(large).outputs();
+  v1::ExpertOutput first, lowest, refused;
+  absl::BlockingCounter computed(2);
   {
-    // Its rows count as long as it runs: none are left when the callback runs.
-    HeldBatcher held(batcher_, hidden_size());
-    Submit(batcher_, large, [&](v1::ExpertOutput) { computed.Notify(); });
+    const HeldBatcher held(batcher_, hidden_size());
+    Submit(batcher_, large, [&](v1::ExpertOutput output) {
+      first = std::move(output);
+      computed.DecrementCount();
+    });
     EXPECT_EQ(Stats().queued_rows(), rows);
+    // The copies of expert 0 are to go, then the last ones.
+    for (uint32_t copy = 0; copy < rows; ++copy) {
+      large.add_priorities(copy < large.copies_per_expert(0) ? 3 : 4);
+    }
+    Submit(batcher_, large, [&](v1::ExpertOutput output) {
+      lowest = std::move(output);
+      computed.DecrementCount();
+    });
+    EXPECT_EQ(Stats().queued_rows(), 100u);
     large.set_attempt_id(77);
     bool answered = false;
     Submit(batcher_, large, [&](v1::ExpertOutput output) {
       refused = std::move(output);
       answered = true;
     });
-    ASSERT_TRUE(answered);
+    ASSERT_TRUE(answered);  // at once
   }
+  computed.Wait();
   EXPECT_EQ(refused.verdict(), v1::ExpertOutput::VERDICT_REFUSED);
   EXPECT_EQ(refused.attempt_id(), 77u);
-  EXPECT_EQ(refused.free_rows(), 100 - rows);
+  EXPECT_EQ(refused.free_rows(), 0u);
   EXPECT_EQ(refused.outputs().size(), 0u);
-  computed.WaitForNotification();
-  EXPECT_EQ(Stats().refused_rows(), rows);
+  EXPECT_EQ(first.verdict(), v1::ExpertOutput::VERDICT_COMPUTED);
+  EXPECT_EQ(lowest.verdict(), v1::ExpertOutput::VERDICT_PARTIAL);
+  EXPECT_EQ(lowest.refused_copies_size(), static_cast<int>(2 * rows - 100));
+  EXPECT_EQ(lowest.outputs(), WithoutRefused(all, lowest, rows));
+  const uint32_t num_first = large.copies_per_expert(0);
+  for (int i = 0; i < lowest.refused_copies_size(); ++i) {
+    const auto refusals = static_cast<uint32_t>(lowest.refused_copies_size());
+    const uint32_t of_first = std::min(refusals, num_first);
+    const auto at = static_cast<uint32_t>(i);
+    EXPECT_EQ(lowest.refused_copies(i),
+              at < of_first ? num_first - of_first + at
+                            : rows - (refusals - of_first) + (at - of_first));
+  }
+  EXPECT_EQ(Stats().refused_rows(), 2 * rows - 100 + rows);
   // With room again it is taken.
   ASSERT_TRUE(batcher_.WaitUntilIdle(milliseconds(30000)));
-  EXPECT_EQ(Run(large).verdict(), v1::ExpertOutput::VERDICT_COMPUTED);
+  EXPECT_EQ(Run(large).outputs(), all);
 }
 
-TEST_F(ExpertBatcherTest, AnEmptyQueueTakesABatchOfAnySize) {
+TEST_F(ExpertBatcherTest, TheQueueIsNeverLargerThanItsBound) {
   const v1::ExpertBatch large = Batch(0, 200, 1);
-  ASSERT_GT(large.row_of_copy_size(), 100);
+  const auto rows = static_cast<size_t>(large.row_of_copy_size());
+  ASSERT_GT(rows, 100u);
   const v1::ExpertOutput output = Run(large);
-  EXPECT_EQ(output.verdict(), v1::ExpertOutput::VERDICT_COMPUTED);
+  EXPECT_EQ(output.verdict(), v1::ExpertOutput::VERDICT_PARTIAL);
+  EXPECT_EQ(output.outputs().size(), 100 * hidden_size() * sizeof(float));
+  // Without priorities the last ones.
+  ASSERT_EQ(output.refused_copies_size(), static_cast<int>(rows - 100));
+  EXPECT_EQ(output.refused_copies(0), 100u);
   EXPECT_EQ(output.free_rows(), 100u);
 }
 
@@ -275,7 +322,8 @@ TEST_F(ExpertBatcherTest, ManyRoutersAtOnce) {
     alone.push_back(Run(batches.back()).outputs());
   }
   std::atomic<int> computed = 0;
-  std::atomic<int> refused = 0;
+  std::atomic<int> refused = 0;  // some of it, or all
+  std::atomic<int> partial = 0;
   std::vector<std::thread> threads;
   for (size_t t = 0; t < kThreads; ++t) {
     threads.emplace_back([&, t] {
@@ -287,7 +335,15 @@ TEST_F(ExpertBatcherTest, ManyRoutersAtOnce) {
             EXPECT_EQ(output.outputs(), alone[i]);
             ++computed;
           } else {
-            EXPECT_EQ(output.verdict(), v1::ExpertOutput::VERDICT_REFUSED);
+            if (output.verdict() == v1::ExpertOutput::VERDICT_PARTIAL) {
+              ++partial;
+              EXPECT_EQ(output.outputs(),
+                        WithoutRefused(alone[i], output,
+                                       static_cast<size_t>(
+                                           batches[i].row_of_copy_size())));
+            } else {
+              EXPECT_EQ(output.verdict(), v1::ExpertOutput::VERDICT_REFUSED);
+            }
             ++refused;
           }
           answers.DecrementCount();
@@ -301,7 +357,7 @@ TEST_F(ExpertBatcherTest, ManyRoutersAtOnce) {
   EXPECT_GT(computed, 0);
   ASSERT_TRUE(batcher_.WaitUntilIdle(milliseconds(30000)));
   EXPECT_EQ(Stats().queued_rows(), 0u);
-  EXPECT_EQ(Stats().messages(), 8u + static_cast<uint64_t>(computed));
+  EXPECT_EQ(Stats().messages(), 8u + static_cast<uint64_t>(computed + partial));
 }
 
 TEST_F(ExpertBatcherTest, ALocalPeerWaitsForItsOwnCallbacks) {

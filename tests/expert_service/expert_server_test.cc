@@ -381,21 +381,29 @@ TEST_F(ExpertServerTest, RefusesWhenFull) {
   v1::ExpertBatch batch = Batch(0, 30, 1);
   const uint64_t rows = static_cast<uint64_t>(batch.row_of_copy_size());
   ASSERT_GT(2 * rows, kCapacityRows);
+  ASSERT_LT(rows, kCapacityRows);
   {
     const HeldBatcher held = Hold();
     client.Send(batch);
     batch.set_attempt_id(2);
     client.Send(batch);
+    batch.set_attempt_id(3);
+    client.Send(batch);
     // The refusal overtakes what waits.
     const v1::ExpertOutput refused = client.ReadOutput();
-    EXPECT_EQ(refused.attempt_id(), 2u);
+    EXPECT_EQ(refused.attempt_id(), 3u);
     EXPECT_EQ(refused.verdict(), v1::ExpertOutput::VERDICT_REFUSED);
-    EXPECT_EQ(refused.free_rows(), kCapacityRows - rows);
+    EXPECT_EQ(refused.free_rows(), 0u);
   }
   const v1::ExpertOutput computed = client.ReadOutput();
   EXPECT_EQ(computed.attempt_id(), 1u);
   EXPECT_EQ(computed.verdict(), v1::ExpertOutput::VERDICT_COMPUTED);
-  EXPECT_EQ(Stats().refused_rows(), rows);
+  const v1::ExpertOutput partial = client.ReadOutput();
+  EXPECT_EQ(partial.attempt_id(), 2u);
+  EXPECT_EQ(partial.verdict(), v1::ExpertOutput::VERDICT_PARTIAL);
+  EXPECT_EQ(static_cast<uint64_t>(partial.refused_copies_size()),
+            2 * rows - kCapacityRows);
+  EXPECT_EQ(Stats().refused_rows(), 3 * rows - kCapacityRows);
 }
 
 TEST_F(ExpertServerTest, DrainsInOrder) {

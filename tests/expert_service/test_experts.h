@@ -121,7 +121,7 @@ class TestCall final : public ExpertCall {
   }
   void Finish(const ExpertOutput& output) override {
     v1::ExpertOutput answer = ToProto(output);
-    if (output.verdict == Verdict::kComputed) answer.set_outputs(rows_);
+    if (HasRows(output.verdict)) answer.set_outputs(rows_);
     done_(std::move(answer));
     delete this;
   }

@@ -29,6 +29,8 @@ inline ExpertBatch FromProto(const v1::ExpertBatch& batch) {
   result.versions.assign(batch.versions().begin(), batch.versions().end());
   result.row_of_copy.assign(batch.row_of_copy().begin(),
                             batch.row_of_copy().end());
+  result.priorities.assign(batch.priorities().begin(),
+                           batch.priorities().end());
   return result;
 }
 
@@ -49,6 +51,8 @@ inline v1::ExpertBatch ToProto(const ExpertBatch& batch,
                                     batch.versions.end());
   result.mutable_row_of_copy()->Assign(batch.row_of_copy.begin(),
                                        batch.row_of_copy.end());
+  result.mutable_priorities()->Assign(batch.priorities.begin(),
+                                      batch.priorities.end());
   return result;
 }
 
@@ -66,6 +70,8 @@ inline v1::ExpertOutput ToProto(const ExpertOutput& output) {
   result.set_free_rows(output.free_rows);
   result.set_compute_us(output.compute_us);
   result.set_queue_us(output.queue_us);
+  result.mutable_refused_copies()->Assign(output.refused_copies.begin(),
+                                          output.refused_copies.end());
   result.set_outputs(BytesOf(output.rows));
   return result;
 }
@@ -79,6 +85,8 @@ inline ExpertOutput FromProto(const v1::ExpertOutput& output) {
   result.free_rows = output.free_rows();
   result.compute_us = output.compute_us();
   result.queue_us = output.queue_us();
+  result.refused_copies.assign(output.refused_copies().begin(),
+                               output.refused_copies().end());
   result.rows = PayloadView(output.outputs());
   return result;
 }

@@ -54,6 +54,24 @@ v1::ExpertOutput Compute(const v1::ExpertBatch& batch) {
   return output;
 }
 
+v1::ExpertOutput ComputeSome(const v1::ExpertBatch& batch) {
+  v1::ExpertOutput output = Compute(batch);
+  const std::string all = output.outputs();
+  const size_t num_copies = static_cast<size_t>(batch.row_of_copy_size());
+  const size_t row_bytes = all.size() / num_copies;
+  output.clear_outputs();
+  for (size_t copy = 0; copy < num_copies; ++copy) {
+    if (copy % 2 == 0) {
+      output.mutable_outputs()->append(all, copy * row_bytes, row_bytes);
+    } else {
+      output.add_refused_copies(static_cast<uint32_t>(copy));
+    }
+  }
+  output.set_verdict(num_copies == 1 ? v1::ExpertOutput::VERDICT_COMPUTED
+                                     : v1::ExpertOutput::VERDICT_PARTIAL);
+  return output;
+}
+
 }  // namespace
 
 v1::ExpertDescription FakeDescription(const std::string& name,
@@ -163,10 +181,17 @@ class FakeExpertProcess::State {
       case FakeAnswer::kGone:
         output.set_verdict(v1::ExpertOutput::VERDICT_GONE);
         break;
+      case FakeAnswer::kPartial:
+      case FakeAnswer::kBadPartial:
+        output = ComputeSome(job.batch);
+        break;
       case FakeAnswer::kUnspecified:
         break;
       default:
         output = Compute(job.batch);
+    }
+    if (job.answer == FakeAnswer::kBadPartial) {
+      output.mutable_refused_copies()->Set(0, 1u << 30);
     }
     if (job.answer == FakeAnswer::kShort) {
       output.mutable_outputs()->pop_back();

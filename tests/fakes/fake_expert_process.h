@@ -37,6 +37,8 @@ enum class FakeAnswer {
   kRefuse,       // VERDICT_REFUSED
   kDrain,        // VERDICT_DRAINING
   kGone,         // VERDICT_GONE
+  kPartial,      // every second copy, from the first one on, is computed
+  kBadPartial,   // the same, but the list of the others is not ascending
   kFail,         // the transport's error
   kShort,        // one byte too few
   kLong,         // one row too many

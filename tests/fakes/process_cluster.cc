@@ -56,24 +56,30 @@ ProcessCluster::ProcessCluster(ProcessClusterOptions options)
         v1::Expert::NewStub(MakeChannel(expert_addresses_[i])));
   }
   for (size_t i = 0; i < options_.num_routers; ++i) {
-    const std::string listen = address("router", i);
-    std::vector<std::string> arguments = {
-        TROUPE_BINARY_DIR "/troupe-router",
-        options_.model_dir,
-        "--name",
-        absl::StrCat("router-", i),
-        "--listen",
-        listen,
-        "--threads",
-        absl::StrCat(options_.num_threads),
-        "--experts",
-        absl::StrJoin(expert_addresses_, ",")};
-    arguments.insert(arguments.end(), options_.router_flags.begin(),
-                     options_.router_flags.end());
-    routers_.emplace_back(arguments, dir_.File(absl::StrCat("router", i)));
-    stubs_.push_back(v1::Router::NewStub(MakeChannel(listen)));
+    router_addresses_.push_back(address("router", i));
+    routers_.emplace_back(std::vector<std::string>{"/bin/true"},
+                          dir_.File("true.log"));
+    StartRouter(i);
+    stubs_.push_back(v1::Router::NewStub(MakeChannel(router_addresses_[i])));
     WaitUntilReady(i);
   }
+}
+
+void ProcessCluster::StartRouter(size_t i) {
+  std::vector<std::string> arguments = {TROUPE_BINARY_DIR "/troupe-router",
+                                        options_.model_dir,
+                                        "--name",
+                                        absl::StrCat("router-", i),
+                                        "--listen",
+                                        router_addresses_[i],
+                                        "--threads",
+                                        absl::StrCat(options_.num_threads),
+                                        "--experts",
+                                        absl::StrJoin(expert_addresses_, ",")};
+  arguments.insert(arguments.end(), options_.router_flags.begin(),
+                   options_.router_flags.end());
+  routers_[i] =
+      ChildProcess(arguments, dir_.File(absl::StrCat("router", i, ".log")));
 }
 
 void ProcessCluster::StartExpert(size_t i) {

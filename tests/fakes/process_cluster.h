@@ -41,8 +41,12 @@ class ProcessCluster {
   }
   v1::Expert::Stub& expert_stub(size_t i) { return *expert_stubs_[i]; }
 
-  // Starts an expert process (again), at its old address.
+  // Starts an expert process or a router (again), at its old address.
   void StartExpert(size_t i);
+  void StartRouter(size_t i);
+  const std::string& router_address(size_t i) const {
+    return router_addresses_[i];
+  }
   // Polls until the router is READY and so are all its expert processes.
   void WaitUntilReady(size_t router);
   v1::RouterStats Stats(size_t router = 0);
@@ -52,6 +56,7 @@ class ProcessCluster {
   TempDir dir_;
   std::vector<std::string> expert_addresses_;
   std::vector<ChildProcess> experts_;
+  std::vector<std::string> router_addresses_;
   std::vector<ChildProcess> routers_;
   std::vector<std::unique_ptr<v1::Router::Stub>> stubs_;
   std::vector<std::unique_ptr<v1::Expert::Stub>> expert_stubs_;

@@ -1,5 +1,5 @@
-// A whole gateway, reached over gRPC as clients do, in front of routers whose
-// answers the test decides.
+// What clients see of a gateway; its routers' ends are in
+// router_failover_test.cc.
 #include "gateway/gateway.h"
 
 #include <memory>
@@ -19,6 +19,7 @@
 #include "protos/gateway.grpc.pb.h"
 #include "protos/health.grpc.pb.h"
 #include "tests/fakes/fake_router/fake_router.h"
+#include "tests/gateway/gateway_fixture.h"
 #include "tests/gateway/test_model.h"
 
 namespace troupe {
@@ -28,138 +29,6 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::SizeIs;
-
-constexpr char kStory[] = "Once upon a time";
-
-FakeRouter::Behaviour Reciting(const std::string& text) {
-  return [text](const v1::RouterGenerateRequest& request) {
-    return Recite(text, request);
-  };
-}
-
-// Recites that many tokens and hangs.
-FakeRouter::Behaviour HangingAfter(const std::string& text, size_t num_tokens) {
-  return [=](const v1::RouterGenerateRequest& request) {
-    FakeRouterScript script = Recite(text, request);
-    script.responses.resize(num_tokens);
-    script.hang = true;
-    return script;
-  };
-}
-
-FakeRouter::Behaviour Failing(const grpc::Status& status) {
-  return [status](const v1::RouterGenerateRequest&) {
-    FakeRouterScript script;
-    script.status = status;
-    return script;
-  };
-}
-
-// What one choice looked like to the client.
-struct ChoiceResult {
-  std::string text;
-  std::vector<v1::GeneratedToken> tokens;
-  v1::FinishReason finish_reason = v1::FINISH_REASON_UNSPECIFIED;
-  std::string stop_reason;
-};
-
-struct CallResult {
-  std::vector<ChoiceResult> choices{16};
-  v1::Usage usage;
-  int num_usages = 0;
-  bool usage_was_last = false;
-  grpc::Status status;
-};
-
-void Take(const v1::GenerateResponse& response, CallResult& result) {
-  ChoiceResult& choice = result.choices.at(response.index());
-  EXPECT_EQ(choice.finish_reason, v1::FINISH_REASON_UNSPECIFIED)
-      << "a response after the last one of its choice";
-  choice.text += response.text();
-  choice.tokens.insert(choice.tokens.end(), response.tokens().begin(),
-                       response.tokens().end());
-  choice.finish_reason = response.finish_reason();
-  if (!response.stop_reason().empty()) {
-    choice.stop_reason = response.stop_reason();
-  }
-  result.usage_was_last = response.has_usage();
-  if (response.has_usage()) {
-    ++result.num_usages;
-    result.usage = response.usage();
-  }
-}
-
-class GatewayTest : public testing::Test {
- protected:
-  // Starts a gateway in front of the routers, waits until it is SERVING and
-  // knows all of them.
-  void StartGateway(GatewayOptions options = {}) {
-    options.listen = {"127.0.0.1:0"};
-    options.poll_interval = milliseconds(20);
-    if (options.routers.empty()) {
-      for (const auto& router : routers_) {
-        options.routers.push_back(router->address());
-      }
-    }
-    absl::StatusOr<std::unique_ptr<Gateway>> gateway =
-        Gateway::Start(options, TestModel());
-    ASSERT_TRUE(gateway.ok()) << gateway.status();
-    gateway_ = *std::move(gateway);
-    channel_ = MakeChannel(gateway_->addresses()[0]);
-    stub_ = v1::Gateway::NewStub(channel_);
-    AwaitHealth(grpc::health::v1::HealthCheckResponse::SERVING);
-    for (const auto& router : routers_) router->AwaitDescribedTwice();
-  }
-
-  FakeRouter& AddRouter(FakeRouter::Behaviour behaviour) {
-    routers_.push_back(
-        std::make_unique<FakeRouter>(kTestFingerprint, std::move(behaviour)));
-    return *routers_.back();
-  }
-
-  void AwaitHealth(grpc::health::v1::HealthCheckResponse::ServingStatus want) {
-    const auto stub = grpc::health::v1::Health::NewStub(channel_);
-    grpc::ClientContext context;
-    context.set_deadline(std::chrono::system_clock::now() +
-                         std::chrono::seconds(30));
-    const auto reader =
-        stub->Watch(&context, grpc::health::v1::HealthCheckRequest());
-    grpc::health::v1::HealthCheckResponse response;
-    while (reader->Read(&response)) {
-      if (response.status() == want) {
-        context.TryCancel();
-        while (reader->Read(&response)) {
-        }
-        reader->Finish();
-        return;
-      }
-    }
-    FAIL() << "health: " << reader->Finish().error_message();
-  }
-
-  CallResult Generate(const v1::GenerateRequest& request,
-                      grpc::ClientContext* context = nullptr) {
-    grpc::ClientContext own;
-    if (context == nullptr) context = &own;
-    const auto reader = stub_->Generate(context, request);
-    CallResult result;
-    v1::GenerateResponse response;
-    while (reader->Read(&response)) Take(response, result);
-    result.status = reader->Finish();
-    return result;
-  }
-
-  static v1::GenerateRequest Prompt(const std::string& text) {
-    v1::GenerateRequest request;
-    request.set_text(text);
-    return request;
-  }
-
-  std::vector<std::unique_ptr<FakeRouter>> routers_;
-  std::unique_ptr<Gateway> gateway_;
-  std::shared_ptr<grpc::Channel> channel_;
-  std::unique_ptr<v1::Gateway::Stub> stub_;
-};
 
 TEST_F(GatewayTest, StreamsTokensTextAndUsage) {
   FakeRouter& router = AddRouter(Reciting(kStory));
@@ -200,7 +69,13 @@ TEST_F(GatewayTest, UsageSaysWhatWasCachedForEveryChoice) {
   AddRouter([](const v1::RouterGenerateRequest& request) {
     FakeRouterScript script = Recite(kStory, request);
     const auto seed = static_cast<uint32_t>(request.sampling().seed() % 2);
-    script.responses[0].mutable_usage()->set_cached_tokens(3 + seed);
+    v1::RouterUsage& usage = *script.responses[0].mutable_usage();
+    usage.set_cached_tokens(3 + seed);
+    usage.mutable_copies()->set_first_choice(10);
+    usage.mutable_copies()->set_dropped(2);
+    // Later ones hold the copies alone, and replace the earlier ones.
+    v1::RouterUsage& later = *script.responses[1].mutable_usage();
+    later.mutable_copies()->set_first_choice(20);
     return script;
   });
   StartGateway();
@@ -212,6 +87,8 @@ TEST_F(GatewayTest, UsageSaysWhatWasCachedForEveryChoice) {
   ASSERT_TRUE(result.status.ok()) << result.status.error_message();
   EXPECT_EQ(result.choices[0].text, "O");
   EXPECT_EQ(result.usage.cached_tokens(), 3u);
+  EXPECT_EQ(result.usage.copies().dropped(), 8 * 2u);
+  EXPECT_GE(result.usage.copies().first_choice(), 8 * 10u);
   // Never more than the prompt has, whatever a router says.
   routers_[0]->SetBehaviour([](const v1::RouterGenerateRequest& call) {
     FakeRouterScript script = Recite(kStory, call);
@@ -513,6 +390,8 @@ TEST_F(GatewayTest, ADyingRoutersStreamGoesOnElsewhereWithTheSameBytes) {
     EXPECT_EQ(result.choices[0].tokens[2 + i].logprob(),
               -static_cast<float>(i + 1) / 8);
   }
+  EXPECT_EQ(result.usage.moved_streams(), 1u);
+  EXPECT_EQ(Stats().moved_streams(), 1u);
   ASSERT_THAT(heir.requests(), SizeIs(1));
   const v1::RouterGenerateRequest replay = heir.requests()[0];
   EXPECT_THAT(replay.generated_token_ids(),
@@ -641,8 +520,9 @@ TEST_F(GatewayTest, ARouterOfAnotherModelGetsNoWork) {
   EXPECT_THAT(routers_[1]->requests(), IsEmpty());
   right.Kill();
   AwaitHealth(grpc::health::v1::HealthCheckResponse::NOT_SERVING);
-  EXPECT_THAT(Generate(Prompt("x")).status.error_message(),
-              HasSubstr("another model"));
+  EXPECT_THAT(
+      Generate(Prompt("x")).status.error_message(),
+      testing::AllOf(HasSubstr("fingerprint-2"), HasSubstr(kTestFingerprint)));
 }
 
 TEST_F(GatewayTest, LoadIsSpreadOverRouters) {
@@ -699,16 +579,15 @@ TEST_F(GatewayTest, DrainFinishesWhatRunsAndRefusesTheRest) {
   ASSERT_TRUE(reader->Read(&response));
   Take(response, result);
   std::thread drain([this] { gateway_->Drain(std::chrono::seconds(60)); });
-  // The listening socket is gone once a new call finds nobody.
+  // Whoever asks is told that it drains, until the stream has ended.
+  AwaitHealth(grpc::health::v1::HealthCheckResponse::NOT_SERVING);
   grpc::Status refused;
   do {
-    const auto stub =
-        v1::Gateway::NewStub(MakeChannel(gateway_->addresses()[0]));
-    grpc::ClientContext other;
-    v1::ModelInfo info;
-    refused = stub->GetModel(&other, v1::GetModelRequest(), &info);
+    refused = Generate(Prompt("x")).status;
   } while (refused.ok());
   EXPECT_EQ(refused.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_THAT(refused.error_message(), HasSubstr("draining"));
+  EXPECT_EQ(Stats().state(), v1::SERVING_STATE_DRAINING);
   // The router ends its stream; the sequence finishes on the same router, on
   // which it moves while the gateway drains.
   router.SetBehaviour(Reciting(kStory));

@@ -287,5 +287,19 @@ TEST(LoadServedModelTest, AFolderWithoutConfigIsNamed) {
   EXPECT_THAT(std::string(status.message()), HasSubstr("config.json"));
 }
 
+TEST(GeneratePlanTest, FallbackIsCheckedAndPassedOn) {
+  const ServedModel model = TestModel();
+  v1::GenerateRequest request;
+  request.set_text("a");
+  EXPECT_FALSE(PlanChoice(request, model, {1}, 1, 1, "id", 0).has_fallback());
+  request.mutable_fallback()->add_chain(v1::FallbackPolicy::STEP_DROP);
+  EXPECT_TRUE(CheckGenerateRequest(request, model, {}).ok());
+  EXPECT_EQ(PlanChoice(request, model, {1}, 1, 1, "id", 0).fallback().chain(0),
+            v1::FallbackPolicy::STEP_DROP);
+  request.mutable_fallback()->add_chain(v1::FallbackPolicy::STEP_WAIT);
+  EXPECT_THAT(std::string(CheckGenerateRequest(request, model, {}).message()),
+              HasSubstr("fallback: \"wait\" is out of order"));
+}
+
 }  // namespace
 }  // namespace troupe

@@ -426,10 +426,15 @@ TEST_F(RouterServerTest, DrainingFinishesOldAndRefusesNew) {
   const auto reader = stub_->Generate(&context, request);
   v1::RouterGenerateResponse response;
   ASSERT_TRUE(reader->Read(&response));
-  service_->StartDraining();
-  EXPECT_EQ(Describe().state(), v1::SERVING_STATE_DRAINING);
+  EXPECT_EQ(Describe().leave_in_ms(), 0u);
+  service_->StartDraining(milliseconds(60000));
+  const v1::RouterDescription draining = Describe();
+  EXPECT_EQ(draining.state(), v1::SERVING_STATE_DRAINING);
+  EXPECT_GT(draining.leave_in_ms(), 1000u);
+  EXPECT_LE(draining.leave_in_ms(), 60000u);
   const Outcome refused = Generate(ValidRequest());
   EXPECT_EQ(refused.status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_GE(RetryDelayMs(refused.status), 0) << "nothing was done";
   EXPECT_THAT(refused.status.error_message(), HasSubstr("draining"));
   int num_tokens = 1;
   while (reader->Read(&response)) ++num_tokens;
@@ -457,6 +462,31 @@ TEST_F(RouterServerTest, ShutdownWithCallsThatRunDoesNotHang) {
   for (std::thread& client : clients) client.join();
   for (const grpc::Status& s : status) EXPECT_FALSE(s.ok());
   server_ = nullptr;
+}
+
+// What tells a gateway that a router gets on.
+TEST_F(RouterServerTest, ProgressGoesOnWithTheWork) {
+  TestEngineOptions options;
+  options.architecture = Architecture::kMixtral;
+  Start(options);
+  const uint64_t before = Describe().progress();
+  Generate(ValidRequest());
+  ASSERT_TRUE(engine_->loop().WaitUntilIdle(milliseconds(60000)));
+  const v1::RouterDescription done = Describe();
+  // Ten steps, and more than one layer of each.
+  EXPECT_GE(done.progress(), before + 20);
+  EXPECT_EQ(done.sequences(), 0u);
+  EXPECT_EQ(Describe().progress(), done.progress());
+  // Without experts it stands still, and says that it has work.
+  engine_->expert_switch(0).GoAway();
+  engine_->expert_switch(1).GoAway();
+  grpc::ClientContext context;
+  const auto reader = stub_->Generate(&context, ValidRequest());
+  while (Describe().sequences() == 0) std::this_thread::yield();
+  const uint64_t waiting = Describe().progress();
+  EXPECT_LE(waiting, done.progress() + 1);
+  context.TryCancel();
+  EXPECT_FALSE(reader->Finish().ok());
 }
 
 TEST_F(RouterServerTest, CountsAndNamesItself) {

@@ -110,6 +110,7 @@ struct TestEngineOptions {
   size_t max_queued_sequences = 256;
   bool prefix_cache = true;
   DataType kv_dtype = DataType::kF32;
+  double capacity_factor = 0.0;
 };
 
 // Owns all of it; a model with experts has them in two processes, 0-2 and 3-4.
@@ -159,6 +160,7 @@ class TestEngine {
       dispatch_options.hidden_size = config().hidden_size;
       dispatch_options.num_experts = config().num_experts;
       dispatch_options.check_after = milliseconds(1);
+      dispatch_options.capacity_factor = options.capacity_factor;
       dispatcher_ =
           std::make_unique<TokenDispatcher>(*experts_, dispatch_options);
     }
@@ -252,8 +254,9 @@ class TestEngine {
 // goes. The sequence is then over.
 class HeldLoop {
  public:
-  explicit HeldLoop(ServingLoop& loop) {
+  explicit HeldLoop(ServingLoop& loop, const std::string& fallback = "exact") {
     SequenceRequest request;
+    request.fallback = *ParseFallback(fallback);
     request.tokens = {1};
     request.prompt_length = 1;
     request.max_tokens = 1;

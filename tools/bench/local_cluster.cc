@@ -75,6 +75,8 @@ absl::StatusOr<std::unique_ptr<LocalCluster>> LocalCluster::Start(
     dispatch_options.hidden_size = config.hidden_size;
     dispatch_options.num_experts = config.num_experts;
     dispatch_options.wire_dtype = options.wire_dtype;
+    dispatch_options.capacity_factor = options.capacity_factor;
+    dispatch_options.refuse = options.refuse;
     cluster->dispatcher_ =
         std::make_unique<TokenDispatcher>(*cluster->experts_, dispatch_options);
   }

@@ -37,6 +37,8 @@ struct LocalClusterOptions {
   SchedulerOptions scheduler;
   uint64_t queue_rows = 65536;
   DataType wire_dtype = DataType::kF32;
+  double capacity_factor = 0.0;  // 0: dropless
+  RefuseBy refuse = RefuseBy::kPosition;
 };
 
 // The same classes as in the services, connected by the local transport. Owns

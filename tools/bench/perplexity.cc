@@ -26,9 +26,10 @@ struct Model {
   std::unique_ptr<LocalCluster> cluster;
   std::vector<int32_t> block_table;
 
-  static absl::StatusOr<Model> Load(const std::string& dir,
-                                    size_t num_threads) {
-    LocalClusterOptions options;
+  FallbackPolicy fallback = FallbackPolicy::Exact();
+
+  static absl::StatusOr<Model> Load(const std::string& dir, size_t num_threads,
+                                    LocalClusterOptions options = {}) {
     options.model_dir = dir;
     options.router_threads =
         num_threads == 0 ? AvailableThreads() : num_threads;
@@ -45,6 +46,9 @@ struct Model {
   // Logits of the rows [begin, end) of one text, given those before.
   absl::StatusOr<ConstFloatMatrix> Step(const std::vector<int32_t>& token_ids,
                                         size_t begin, size_t end) {
+    if (cluster->dispatcher() != nullptr) {
+      cluster->dispatcher()->set_policies({PolicyRows{end - begin, fallback}});
+    }
     return cluster->runner().Forward(
         SequenceBatch(token_ids, begin, end, block_table),
         cluster->dispatcher(), [](auto) { return absl::OkStatus(); });
@@ -61,6 +65,25 @@ std::vector<std::string> Documents(const PerplexityOptions& options) {
     if (documents.size() == options.max_documents) break;
   }
   return documents;
+}
+
+void CountCopies(LocalCluster& cluster, size_t num_tokens,
+                 v1::CopyUsage& copies) {
+  if (cluster.dispatcher() == nullptr) return;
+  const ModelConfig& config = cluster.config();
+  const auto num_layers = static_cast<uint64_t>(
+      std::count(config.is_moe_layer.begin(), config.is_moe_layer.end(), true));
+  uint64_t next_best = 0;
+  uint64_t dropped = 0;
+  for (const FatedCopy& copy : cluster.dispatcher()->fates()) {
+    next_best += copy.fate == CopyFate::kNextBest;
+    dropped += copy.fate == CopyFate::kDropped;
+  }
+  copies.set_computed_tokens(copies.computed_tokens() + num_tokens);
+  copies.set_next_best(copies.next_best() + next_best);
+  copies.set_dropped(copies.dropped() + dropped);
+  copies.set_first_choice(copies.first_choice() - next_best - dropped +
+                          num_tokens * num_layers * config.top_k);
 }
 
 size_t Best(std::span<const float> row) {
@@ -87,8 +110,12 @@ absl::StatusOr<PerplexityResult> MeasurePerplexity(
     const PerplexityOptions& options) {
   ABSL_ASSIGN_OR_RETURN(const std::unique_ptr<const Tokenizer> tokenizer,
                         Tokenizer::Load(options.model_dir));
-  ABSL_ASSIGN_OR_RETURN(Model model,
-                        Model::Load(options.model_dir, options.num_threads));
+  LocalClusterOptions cluster;
+  cluster.capacity_factor = options.capacity_factor;
+  cluster.refuse = options.refuse;
+  ABSL_ASSIGN_OR_RETURN(Model model, Model::Load(options.model_dir,
+                                                 options.num_threads, cluster));
+  model.fallback = options.fallback;
   Model reference;
   if (!options.reference_dir.empty()) {
     ABSL_ASSIGN_OR_RETURN(
@@ -117,6 +144,7 @@ absl::StatusOr<PerplexityResult> MeasurePerplexity(
       const size_t end = std::min(begin + kStepRows, num_rows);
       ABSL_ASSIGN_OR_RETURN(const ConstFloatMatrix logits,
                             model.Step(token_ids, begin, end));
+      CountCopies(*model.cluster, end - begin, result.copies);
       ConstFloatMatrix others;
       if (reference.cluster != nullptr) {
         ABSL_ASSIGN_OR_RETURN(others, reference.Step(token_ids, begin, end));

@@ -7,6 +7,9 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "cluster/fallback_policy.h"
+#include "protos/cluster.pb.h"
+#include "router_service/gating/capacity.h"
 
 namespace troupe {
 
@@ -18,6 +21,10 @@ struct PerplexityOptions {
   std::string text;
   size_t max_documents = 0;  // 0: all
   size_t num_threads = 0;    // 0: all that may be used
+  // Of the model, not of the reference; steps have at most 128 tokens.
+  double capacity_factor = 0.0;
+  RefuseBy refuse = RefuseBy::kPosition;
+  FallbackPolicy fallback = FallbackPolicy::Exact();
 };
 
 struct PerplexityResult {
@@ -30,6 +37,7 @@ struct PerplexityResult {
   // where both find the same token likeliest.
   double divergence = 0;
   double same_best = 0;
+  v1::CopyUsage copies;  // what became of the model's routed copies
 };
 
 absl::StatusOr<PerplexityResult> MeasurePerplexity(

@@ -226,11 +226,9 @@ std::vector<UnloadStep> NewlyLoaded(const std::vector<ExpertProcess>& before,
                                     const std::string& label) {
   std::vector<UnloadStep> steps;
   for (size_t i = 0; i < now.size(); ++i) {
-    const auto had = ExpertsByLabel({before[i]})[label];
-    UnloadStep step{i, label, {}};
-    for (const ExpertName& name : ExpertsByLabel({now[i]})[label]) {
-      if (had.count(name) == 0) step.experts.insert(name);
-    }
+    const std::set<ExpertName> had = ExpertsByLabel({before[i]})[label];
+    UnloadStep step{i, label, ExpertsByLabel({now[i]})[label]};
+    for (const ExpertName& name : had) step.experts.erase(name);
     if (!step.experts.empty()) steps.push_back(std::move(step));
   }
   return steps;

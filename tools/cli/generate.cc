@@ -27,6 +27,16 @@ struct Flags {
   bool quiet = false;
 };
 
+nlohmann::json CopiesJson(const v1::CopyUsage& copies) {
+  return {{"computed_tokens", copies.computed_tokens()},
+          {"first_choice", copies.first_choice()},
+          {"by_replica", copies.by_replica()},
+          {"after_wait", copies.after_wait()},
+          {"other_version", copies.other_version()},
+          {"next_best", copies.next_best()},
+          {"dropped", copies.dropped()}};
+}
+
 nlohmann::json UsageJson(const v1::Usage& usage) {
   return {{"prompt_tokens", usage.prompt_tokens()},
           {"completion_tokens", usage.completion_tokens()},
@@ -35,6 +45,7 @@ nlohmann::json UsageJson(const v1::Usage& usage) {
           {"seed", usage.seed()},
           {"request_id", usage.request_id()},
           {"preemptions", usage.preemptions()},
+          {"copies", CopiesJson(usage.copies())},
           {"queue_ms", usage.queue_ms()},
           {"ttft_ms", usage.ttft_ms()},
           {"total_ms", usage.total_ms()}};

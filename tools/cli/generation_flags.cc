@@ -3,9 +3,13 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <utility>
 
 #include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "cluster/fallback_policy.h"
 #include "common/status_macros.h"
 #include "tools/cli/terminal.h"
 
@@ -47,6 +51,13 @@ void AddGenerationFlags(CLI::App& app, GenerationFlags& flags) {
       ->group(group);
   app.add_option("--stop", flags.stop, "End before this text; may be repeated")
       ->group(group);
+  app.add_option("--fallback", flags.fallback,
+                 "When an expert has no room: exact, balanced, fast, or a "
+                 "chain of replica,wait,next_best,drop; default: the server's")
+      ->check([](const std::string& text) {
+        return std::string(ParseFallback(text).status().message());
+      })
+      ->group(group);
   app.add_option("--timeout", flags.timeout_s,
                  "Seconds until the request is given up; 0: never")
       ->check(CLI::Range(0.0, 86400.0))
@@ -59,6 +70,11 @@ absl::StatusOr<v1::GenerateRequest> MakeRequest(GatewayClient& client,
   request.set_max_tokens(flags.max_tokens);
   if (flags.seed) request.set_seed(*flags.seed);
   for (const std::string& stop : flags.stop) request.add_stop(stop);
+  if (!flags.fallback.empty()) {
+    ABSL_ASSIGN_OR_RETURN(const FallbackPolicy policy,
+                          ParseFallback(flags.fallback));
+    *request.mutable_fallback() = ToProto(policy);
+  }
   if (flags.sampling.any()) {
     ABSL_ASSIGN_OR_RETURN(const v1::ModelInfo model, client.GetModel());
     *request.mutable_sampling() =
@@ -99,9 +115,32 @@ std::string DescribeUsage(const v1::Usage& usage) {
   if (usage.cached_tokens() > 0) {
     cached = absl::StrFormat(" (%d cached)", usage.cached_tokens());
   }
-  return absl::StrFormat(
-      "%d%s + %d tokens, first after %.0f ms%s, seed %d", usage.prompt_tokens(),
-      cached, usage.completion_tokens(), usage.ttft_ms(), rate, usage.seed());
+  std::string copies = DescribeCopies(usage.copies());
+  if (!copies.empty()) {
+    copies = absl::StrCat("; copies: ", usage.copies().first_choice(),
+                          " by first choice, ", copies);
+  }
+  std::string moved;
+  if (usage.moved_streams() > 0) {
+    moved = absl::StrFormat(", router changed %d times", usage.moved_streams());
+  }
+  return absl::StrFormat("%d%s + %d tokens, first after %.0f ms%s%s, seed %d%s",
+                         usage.prompt_tokens(), cached,
+                         usage.completion_tokens(), usage.ttft_ms(), rate,
+                         moved, usage.seed(), copies);
+}
+
+std::string DescribeCopies(const v1::CopyUsage& copies) {
+  std::vector<std::string> parts;
+  for (const auto& [count, what] :
+       {std::pair(copies.by_replica(), "by replica"),
+        std::pair(copies.after_wait(), "after a wait"),
+        std::pair(copies.other_version(), "by another version"),
+        std::pair(copies.next_best(), "by next best"),
+        std::pair(copies.dropped(), "dropped")}) {
+    if (count > 0) parts.push_back(absl::StrCat(count, " ", what));
+  }
+  return absl::StrJoin(parts, ", ");
 }
 
 }  // namespace troupe

@@ -18,6 +18,7 @@ struct GenerationFlags {
   std::optional<uint64_t> seed;
   uint32_t max_tokens = 256;
   std::vector<std::string> stop;
+  std::string fallback;  // empty: the server's default
   double timeout_s = 0;  // 0: none
 };
 
@@ -35,8 +36,11 @@ absl::Status StreamToStdout(GatewayClient& client,
                             const GenerationFlags& flags, v1::Usage* usage,
                             std::string* text);
 
-// "12 + 80 tokens, first after 35 ms, 41.2 tokens/s, seed 7".
+// "12 + 80 tokens, first after 35 ms, 41.2 tokens/s, seed 7", and what became
+// of routed copies that were not computed by their first choice.
 std::string DescribeUsage(const v1::Usage& usage);
+// "40 by replica, 3 dropped"; empty: all by first choice.
+std::string DescribeCopies(const v1::CopyUsage& copies);
 
 }  // namespace troupe
 

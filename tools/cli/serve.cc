@@ -177,6 +177,8 @@ absl::Status Serve(Flags& flags) {
   ABSL_ASSIGN_OR_RETURN(const std::unique_ptr<RunDir> run_dir,
                         RunDir::Create());
   flags.serve.run_dir = run_dir->path();
+  // Of the routers: so it is that of --once, too.
+  flags.serve.fallback = flags.generation.fallback;
   if (flags.serve.threads == 0) flags.serve.threads = AvailableThreads();
   const bool once = flags.once_option->count() > 0;
   if (once && flags.log_level_option->count() == 0) {
@@ -298,6 +300,16 @@ void AddLimitFlags(CLI::App& app, Flags& flags) {
                  "Format of the KV cache: float32 (default), or bfloat16 in "
                  "half the memory")
       ->check(CLI::IsMember({"float32", "bfloat16"}))
+      ->group(group);
+  app.add_option("--capacity-factor", serve.capacity_factor,
+                 "Copies per expert, layer and step, in shares of the mean, "
+                 "of requests whose fallback is not exact; default: all")
+      ->check(CLI::Range(0.0, 1e6))
+      ->group(group);
+  app.add_option("--refuse", serve.refuse,
+                 "Which copies an expert refuses: position (default), weight "
+                 "or random")
+      ->check(CLI::IsMember({"position", "weight", "random"}))
       ->group(group);
   app.add_flag("--no-prefix-cache", serve.no_prefix_cache,
                "Routers compute every prompt anew")

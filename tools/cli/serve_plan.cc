@@ -117,6 +117,12 @@ absl::StatusOr<std::vector<ProcessSpec>> PlanProcesses(
     if (!options.kv_dtype.empty()) {
       AddFlag(process.arguments, "--kv-dtype", options.kv_dtype);
     }
+    for (const auto& [flag, value] :
+         {std::pair("--capacity-factor", options.capacity_factor),
+          std::pair("--refuse", options.refuse),
+          std::pair("--fallback", options.fallback)}) {
+      if (!value.empty()) AddFlag(process.arguments, flag, value);
+    }
     if (options.no_prefix_cache) {
       process.arguments.push_back("--no-prefix-cache");
     }

@@ -33,7 +33,10 @@ struct ServeOptions {
   std::string hop;  // empty: the router's default; so the next
   std::string wire_dtype;
   size_t hop_ring_kb = 0;
-  std::string kv_dtype;  // empty: the router's default
+  std::string kv_dtype;  // empty: the router's default; so the next
+  std::string capacity_factor;
+  std::string refuse;
+  std::string fallback;
   int drain_seconds = 30;
   std::string log_level = "info";
 

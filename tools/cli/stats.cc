@@ -14,6 +14,7 @@
 #include "google/protobuf/util/json_util.h"
 #include "tools/cli/command.h"
 #include "tools/cli/gateway_client.h"
+#include "tools/cli/generation_flags.h"
 #include "tools/cli/heat_map.h"
 #include "tools/cli/interrupts.h"
 #include "tools/cli/load_lines.h"
@@ -41,16 +42,53 @@ std::vector<HeatMapRow> LayersOf(const v1::ClusterStats& stats) {
   return MergeLayers(rows);
 }
 
+// Where its streams go, and how each router is.
+std::string RouterPeerLines(const v1::GatewayStats& gateway) {
+  std::string text;
+  if (gateway.router_peers_size() > 0) {
+    text =
+        absl::StrFormat("  %-24s %-10s %8s %8s %6s %6s %10s\n", "router",
+                        "state", "streams", "so far", "moved", "lost", "probe");
+  }
+  for (const v1::RouterPeer& peer : gateway.router_peers()) {
+    absl::StrAppendFormat(
+        &text, "  %-24s %-10s %8d %8s %6d %6d %7.1f ms\n",
+        peer.name().empty() ? peer.address() : peer.name(),
+        peer.removed() ? absl::StrCat(peer.state(), "*") : peer.state(),
+        peer.active_streams(), FormatCount(static_cast<double>(peer.streams())),
+        peer.moved_streams(), peer.lost_streams(), peer.probe_ms_mean());
+    if (!peer.reason().empty() && peer.reason() != peer.state()) {
+      absl::StrAppend(&text, "    ", peer.reason(), "\n");
+    }
+    if (peer.removed()) {
+      absl::StrAppend(&text, "    * no longer among the addresses\n");
+    }
+  }
+  for (const v1::DiscoveryStats& source : gateway.router_discovery()) {
+    absl::StrAppend(&text, "  routers of ", source.source(), ": ",
+                    source.addresses(), source.last_error().empty() ? "" : "; ",
+                    source.last_error(), "\n");
+  }
+  return text;
+}
+
 std::string GatewayLines(const v1::GatewayStats& gateway) {
   return absl::StrFormat(
-      "%s: %d of %d requests active; %d served, %d refused, %d failed, %d "
-      "cancelled\n  tokens in %s, out %s; %s resident\n",
-      gateway.name(), gateway.active_requests(), gateway.max_requests(),
-      gateway.requests_ok(), gateway.requests_refused(),
-      gateway.requests_failed(), gateway.requests_cancelled(),
-      FormatCount(static_cast<double>(gateway.prompt_tokens())),
-      FormatCount(static_cast<double>(gateway.completion_tokens())),
-      FormatBytes(static_cast<double>(gateway.resident_bytes())));
+             "%s%s: %d of %d requests active; %d served, %d refused, %d "
+             "failed, %d cancelled; %d streams moved\n"
+             "  tokens in %s, out %s; %s resident\n",
+             gateway.name(),
+             gateway.state() == v1::SERVING_STATE_DRAINING  ? " (draining)"
+             : gateway.state() == v1::SERVING_STATE_LOADING ? " (not ready)"
+                                                            : "",
+             gateway.active_requests(), gateway.max_requests(),
+             gateway.requests_ok(), gateway.requests_refused(),
+             gateway.requests_failed(), gateway.requests_cancelled(),
+             gateway.moved_streams(),
+             FormatCount(static_cast<double>(gateway.prompt_tokens())),
+             FormatCount(static_cast<double>(gateway.completion_tokens())),
+             FormatBytes(static_cast<double>(gateway.resident_bytes()))) +
+         RouterPeerLines(gateway);
 }
 
 std::string PeerLine(const v1::ExpertPeer& peer) {
@@ -103,6 +141,20 @@ std::string VersionLines(const v1::RouterStats& router) {
   return text;
 }
 
+std::string FallbackLine(const v1::RouterStats& router) {
+  std::string text = absl::StrCat("  fallback ", router.fallback());
+  if (router.capacity_factor() > 0) {
+    absl::StrAppendFormat(&text, ", capacity factor %g by %s, %d over it",
+                          router.capacity_factor(), router.refuse(),
+                          router.copies_over_capacity());
+  }
+  const std::string copies = DescribeCopies(router.copies());
+  return absl::StrCat(
+      text, "; copies: ",
+      FormatCount(static_cast<double>(router.copies().first_choice())),
+      " by first choice", copies.empty() ? "" : ", ", copies, "\n");
+}
+
 std::string RouterLines(const v1::RouterStats& router) {
   const double steps = std::max<double>(static_cast<double>(router.steps()), 1);
   std::string text = absl::StrFormat(
@@ -141,6 +193,7 @@ std::string RouterLines(const v1::RouterStats& router) {
       FormatCount(static_cast<double>(router.copies_dispatched())),
       router.copies_resent(), router.copies_refused(), router.copies_dropped());
   text += VersionLines(router);
+  text += FallbackLine(router);
   if (router.peers_size() > 0) {
     absl::StrAppendFormat(&text, "  %-14s %-9s %-5s %9s %9s %12s %9s %9s %9s\n",
                           "peer", "state", "hop", "room", "messages",

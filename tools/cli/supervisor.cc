@@ -372,6 +372,7 @@ void Supervisor::Supervise() {
 
 absl::Status Supervisor::Drain() {
   State& state = *state_;
+  const int signals_before = state.num_signals;
   for (const ProcessTier tier :
        {ProcessTier::kGateway, ProcessTier::kRouter, ProcessTier::kExpert}) {
     for (Child& child : state.children) {
@@ -379,6 +380,9 @@ absl::Status Supervisor::Drain() {
     }
     if (!state.AwaitExit(static_cast<int>(tier))) {
       state.AwaitExit(-1);
+      if (state.num_signals > signals_before) {
+        return absl::CancelledError("a second signal ended the drain");
+      }
       return absl::DeadlineExceededError("some processes had to be killed");
     }
   }

@@ -57,8 +57,8 @@ class Supervisor {
   void Supervise();
 
   // SIGTERM to gateway, routers and experts, one tier after the other has
-  // ended. A signal meanwhile kills all at once. DeadlineExceeded when
-  // something had to be killed.
+  // ended. A signal meanwhile kills all at once: Cancelled. DeadlineExceeded
+  // when something outlasted its time and had to be killed.
   absl::Status Drain();
 
   // From any thread.

@@ -48,6 +48,8 @@ struct FakeRouter::State {
   size_t cancelled = 0;
   uint64_t num_described = 0;
   bool killing = false;  // or killed
+  bool silent = false;
+  std::vector<grpc::ServerUnaryReactor*> unanswered;
 
   std::string address;
   std::unique_ptr<Service> service;
@@ -133,7 +135,9 @@ class FakeRouter::State::Service final : public v1::Router::CallbackService {
     absl::MutexLock lock(&state_.mu);
     *response = state_.description;
     ++state_.num_described;
-    return Ok(context);
+    if (!state_.silent) return Ok(context);
+    state_.unanswered.push_back(context->DefaultReactor());
+    return state_.unanswered.back();
   }
 
   grpc::ServerUnaryReactor* GetStats(grpc::CallbackServerContext* context,
@@ -172,6 +176,7 @@ void FakeRouter::Kill() {
     absl::MutexLock lock(&state_->mu);
     state_->killing = true;
   }
+  SetSilent(false);
   state_->server = nullptr;
   state_->service = nullptr;
 }
@@ -189,6 +194,18 @@ void FakeRouter::Start() {
       RpcServer::Start(options, {state_->service.get()});
   CHECK(server.ok());
   state_->server = *std::move(server);
+}
+
+void FakeRouter::SetSilent(bool silent) {
+  std::vector<grpc::ServerUnaryReactor*> unanswered;
+  {
+    absl::MutexLock lock(&state_->mu);
+    state_->silent = silent;
+    if (!silent) unanswered.swap(state_->unanswered);
+  }
+  for (grpc::ServerUnaryReactor* reactor : unanswered) {
+    reactor->Finish(grpc::Status::OK);
+  }
 }
 
 void FakeRouter::SetBehaviour(Behaviour behaviour) {

@@ -36,6 +36,10 @@ class FakeRouter {
   void Kill();
   void Start();
 
+  // While silent, as a stopped process, it answers no Describe; those that wait
+  // are answered when it ends.
+  void SetSilent(bool silent);
+
   void SetBehaviour(Behaviour behaviour);
   void SetDescription(const v1::RouterDescription& description);
   v1::RouterDescription description() const;

@@ -74,6 +74,17 @@ TEST(DispatchPlanTest, PacksVersions) {
   EXPECT_THAT(packed.batch.row_of_copy, ElementsAre(0, 1, 2));
 }
 
+// What is left of a run comes in pieces, with stand-ins between them.
+TEST(DispatchPlanTest, PacksPiecesOfAnExpertTogether) {
+  const DispatchPlan plan = Plan(Decision(1, {0, 0, 0, 1}), 2);
+  PackedBatch packed;
+  PackBatch(0, 4, 1, plan, {{0, 0, 1}, {0, 2, 3}, {0, 3, 4}, {1, 1, 2}},
+            packed);
+  EXPECT_THAT(packed.batch.expert_ids, ElementsAre(0, 1));
+  EXPECT_THAT(packed.batch.copies_per_expert, ElementsAre(3, 1));
+  EXPECT_THAT(packed.tokens, ElementsAre(0, 2, 3, 1));
+}
+
 TEST(DispatchPlanTest, WhatIsNotRoutedHasNoCopy) {
   const DispatchPlan plan =
       Plan(Decision(2, {-1, 1, /**/ -1, -1, /**/ 0, -1}), 2);

@@ -174,6 +174,41 @@ TEST_F(ClusterTest, AKilledExpertComesBackAndTheClusterDrains) {
   EXPECT_EQ(NumRunDirs(), 0u);
 }
 
+// A request meanwhile is answered by the other one.
+TEST_F(ClusterTest, ADeadRouterIsStartedAgain) {
+  const auto cluster = Serve({"--experts", "1", "--routers", "2"});
+  const std::vector<std::string> generate = {
+      "generate", "Once", "--address",    address_, "--seed",
+      "5",        "-q",   "--max-tokens", "16"};
+  Troupe before(generate);
+  EXPECT_EQ(before.Wait(), 0) << before.errors() << cluster->errors();
+  ASSERT_EQ(kill(FirstPidOf("router-0", *cluster), SIGKILL), 0);
+  for (int i = 0; i < 4; ++i) {
+    Troupe meanwhile(generate);
+    EXPECT_EQ(meanwhile.Wait(), 0) << meanwhile.errors();
+    EXPECT_EQ(meanwhile.output(), before.output());
+  }
+  cluster->AwaitLine("router-0 is ready again");
+  Troupe stats({"stats", "--address", address_});
+  EXPECT_EQ(stats.Wait(), 0) << stats.errors();
+  EXPECT_THAT(stats.output(), HasSubstr("router-1"));
+  EXPECT_THAT(stats.output(), HasSubstr("streams moved"));
+  cluster->Signal(SIGTERM);
+  EXPECT_EQ(cluster->Wait(), 0) << cluster->errors();
+}
+
+TEST_F(ClusterTest, ASecondInterruptEndsAtOnce) {
+  const auto cluster = Serve({"--experts", "1"});
+  // One that does not end by itself.
+  const pid_t pid = FirstPidOf("router-0", *cluster);
+  ASSERT_EQ(kill(pid, SIGSTOP), 0);
+  cluster->Signal(SIGINT);
+  cluster->AwaitLine("draining");
+  cluster->Signal(SIGINT);
+  EXPECT_EQ(cluster->Wait(), 130) << cluster->errors();
+  EXPECT_EQ(NumRunDirs(), 0u);
+}
+
 // The client gets the cluster's word, not the time-out of its own clock.
 TEST_F(ClusterTest, AStoppedExpertIsNamedBeforeTheDeadline) {
   const auto cluster = Serve({"--experts", "2"});

@@ -3,6 +3,7 @@
 #include "tools/cli/supervisor.h"
 
 #include <signal.h>
+#include <unistd.h>
 
 #include <fstream>
 #include <memory>
@@ -184,6 +185,25 @@ TEST_F(SupervisorTest, WhatDoesNotDrainIsKilled) {
   supervisor.Supervise();
   waiter.join();
   EXPECT_EQ(supervisor.Drain().code(), absl::StatusCode::kDeadlineExceeded);
+}
+
+TEST_F(SupervisorTest, ASecondSignalEndsTheDrainAtOnce) {
+  const auto server = HealthyServer();
+  Supervisor supervisor(
+      {Shell(ProcessTier::kExpert, "stubborn", server->addresses()[0],
+             "trap 'echo told' TERM; echo up; while :; do sleep 0.02; done")},
+      Options());
+  ASSERT_EQ(supervisor.Start(), absl::OkStatus());
+  std::thread interrupting([&] {
+    AwaitLine("stubborn | up");
+    supervisor.RequestStop();
+    AwaitLine("stubborn | told");
+    kill(getpid(), SIGINT);
+  });
+  supervisor.Supervise();
+  EXPECT_EQ(supervisor.Drain().code(), absl::StatusCode::kCancelled);
+  interrupting.join();
+  EXPECT_THAT(lines(), Contains(HasSubstr("second signal: killing all")));
 }
 
 TEST_F(SupervisorTest, LinesCanBeTaken) {
