@@ -247,7 +247,8 @@ std::vector<Command> AddBalanceCommands(CLI::App& experts) {
       ->add_option("--every", flags->every_seconds,
                    "Between two runs, such as 60s or 5m")
       ->transform(CLI::AsNumberWithUnit(
-          std::map<std::string, double>{{"s", 1}, {"m", 60}, {"h", 3600}},
+          std::map<std::string, double>{
+              {"ms", 0.001}, {"s", 1}, {"m", 60}, {"h", 3600}},
           CLI::AsNumberWithUnit::CASE_INSENSITIVE, "SECONDS"))
       ->check(CLI::Range(0.1, 86400.0))
       ->default_str("60s");

@@ -183,6 +183,30 @@ TEST_F(TokenDispatcherTest, OneMessagePerProcess) {
   EXPECT_EQ(dispatcher_->stats().copies_resent, 0u);
 }
 
+// Few rows share a message; many are split over the replicas, also where one
+// expert alone has a replica that others' process holds.
+TEST_F(TokenDispatcherTest, ManyRowsAreSplitOverReplicas) {
+  FakeExpertProcess& a = AddProcess({0, 1});
+  FakeExpertProcess& b = AddProcess({0, 1});
+  Start();
+  ExpectExact(MakeWorkFor(2, {0, 1}));
+  EXPECT_EQ(a.batches().size() + b.batches().size(), 1u);
+  ExpectExact(MakeWorkFor(400, {0, 1}), 1);
+  EXPECT_EQ(a.batches().size() + b.batches().size(), 3u);
+
+  dispatcher_ = nullptr;
+  experts_ = nullptr;
+  processes_.clear();
+  FakeExpertProcess& hot = AddProcess({0, 1});
+  FakeExpertProcess& cold = AddProcess({1, 2, 3});
+  Start();
+  ExpectExact(MakeWorkFor(400, {0, 1}));
+  ASSERT_EQ(hot.batches().size(), 1u);
+  ASSERT_EQ(cold.batches().size(), 1u);
+  EXPECT_THAT(hot.batches()[0].expert_ids(), ElementsAre(0));
+  EXPECT_THAT(cold.batches()[0].expert_ids(), ElementsAre(1));
+}
+
 TEST_F(TokenDispatcherTest, AnyPlacementGivesTheSameBytes) {
   const std::vector<std::vector<std::vector<uint32_t>>> placements = {
       {{0, 1, 2, 3}},

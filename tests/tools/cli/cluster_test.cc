@@ -255,6 +255,78 @@ TEST_F(ClusterTest, StatsAndBenchOfARunningCluster) {
   EXPECT_EQ(cluster->Wait(), 0) << cluster->errors();
 }
 
+// Experts go to other processes while the cluster serves, and nobody can tell
+// from the text.
+TEST_F(ClusterTest, ExpertsArePlannedAndMoved) {
+  const auto cluster = Serve({"--experts", "3"});
+  const std::vector<std::string> generate = {
+      "generate", "Once", "--address",    address_, "--seed",
+      "3",        "-q",   "--max-tokens", "32"};
+  Troupe before(generate);
+  ASSERT_EQ(before.Wait(), 0) << before.errors() << cluster->errors();
+  Troupe load({"bench", "--address", address_, "--requests", "8",
+               "--concurrency", "4", "--json"});
+  ASSERT_EQ(load.Wait(), 0) << load.errors();
+
+  const auto run = [&](std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin(), "experts");
+    arguments.insert(arguments.end(), {"--address", address_, "--min-gain",
+                                       "0.5", "--spare", "100"});
+    auto command = std::make_unique<Troupe>(arguments);
+    EXPECT_EQ(command->Wait(), 0) << command->errors() << cluster->errors();
+    return command;
+  };
+  const auto plan = nlohmann::json::parse(run({"plan", "--json"})->output());
+  ASSERT_FALSE(plan["phases"].empty()) << "nothing to test: " << plan;
+  EXPECT_FALSE(plan["mandatory"]);
+  EXPECT_LT(plan["after"]["imbalance"], plan["before"]["imbalance"]);
+  EXPECT_THAT(run({"plan"})->output(), HasSubstr("phase 1"));
+
+  // While it is under load.
+  Troupe busy({"bench", "--address", address_, "--requests", "24",
+               "--concurrency", "4", "--json"});
+  EXPECT_THAT(run({"apply"})->errors(), HasSubstr("done: "));
+  EXPECT_EQ(busy.Wait(), 0) << busy.errors();
+  EXPECT_EQ(nlohmann::json::parse(busy.output())["failures"], 0);
+  Troupe moved(generate);
+  EXPECT_EQ(moved.Wait(), 0) << moved.errors() << cluster->errors();
+  EXPECT_EQ(moved.output(), before.output());
+
+  // A process is emptied, and then it is not missed.
+  const auto emptied = run({"apply", "--without", "expert-2"});
+  EXPECT_THAT(emptied->errors(), HasSubstr("has to change"));
+  const auto rest = nlohmann::json::parse(
+      run({"plan", "--json", "--without", "expert-2"})->output());
+  EXPECT_FALSE(rest["mandatory"]) << rest;
+  for (const auto& process : rest["processes"]) {
+    if (process["name"] == "expert-2") {
+      EXPECT_EQ(process["experts"], 0);
+    } else {
+      EXPECT_GT(process["experts"], 0);
+    }
+  }
+  Troupe after(generate);
+  EXPECT_EQ(after.Wait(), 0) << after.errors() << cluster->errors();
+  EXPECT_EQ(after.output(), before.output());
+}
+
+TEST_F(ClusterTest, TheBalancerReportsToTheGateway) {
+  const auto cluster = Serve({"--experts", "2"});
+  Troupe balancer({"experts", "balance", "--address", address_, "--every",
+                   "200ms", "--name", "tester"});
+  EXPECT_THAT(balancer.AwaitLine("run 2: "), HasSubstr("too little load"));
+  Troupe stats({"stats", "--address", address_, "--json"});
+  EXPECT_EQ(stats.Wait(), 0) << stats.errors();
+  const auto json = nlohmann::json::parse(stats.output());
+  EXPECT_EQ(json["balancer"]["report"]["name"], "tester");
+  EXPECT_EQ(json["balancer"]["report"]["verdict"], "too little load");
+  EXPECT_EQ(json["balancer"]["overdue"], false);
+  EXPECT_EQ(json["expert_groups"].size(), 2u);
+  EXPECT_EQ(json["expert_groups"][0]["ready"], 1);
+  balancer.Signal(SIGTERM);
+  EXPECT_EQ(balancer.Wait(), 0);
+}
+
 TEST_F(ClusterTest, ABrokenCheckpointStartsNothing) {
   const std::string model = dir_.File("model");
   std::filesystem::copy(kModel, model);
