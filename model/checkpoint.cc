@@ -81,6 +81,28 @@ absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::OpenExperts(
 absl::Status Checkpoint::CheckExperts(const Checkpoint& model) {
   expert_bytes_.assign(config_.num_layers * config_.num_experts, 0);
   std::unordered_set<std::string> names;
+  const auto check_names = [&]() -> absl::Status {
+    for (const TensorInfo& tensor : files_[0].tensors()) {
+      if (names.count(tensor.name) > 0) continue;
+      return absl::InvalidArgumentError(
+          absl::StrCat(files_[0].path(), ": tensor ", Printable(tensor.name),
+                       ": is not of an expert of this model, which has ",
+                       config_.num_experts, " in each MoE layer of ",
+                       config_.num_layers, " layers"));
+    }
+    return absl::OkStatus();
+  };
+  // Names first: what is missing may have a wrong one.
+  ABSL_RETURN_IF_ERROR(ForEachTensor(config_, [&](const TensorSpec& spec) {
+    if (spec.owner == TensorOwner::kExpert) {
+      for (const char* suffix : {"", kScaleSuffix, kZeroPointSuffix}) {
+        names.insert(absl::StrCat(spec.name, suffix));
+      }
+    }
+    return absl::OkStatus();
+  }));
+  ABSL_RETURN_IF_ERROR(check_names());
+  names.clear();
   for (size_t layer = 0; layer < config_.num_layers; ++layer) {
     if (!config_.is_moe_layer[layer]) continue;
     for (size_t expert = 0; expert < config_.num_experts; ++expert) {
@@ -114,13 +136,7 @@ absl::Status Checkpoint::CheckExperts(const Checkpoint& model) {
       experts_.push_back({layer, expert});
     }
   }
-  for (const TensorInfo& tensor : files_[0].tensors()) {
-    if (names.count(tensor.name) > 0) continue;
-    return absl::InvalidArgumentError(absl::StrCat(
-        files_[0].path(), ": tensor ", Printable(tensor.name),
-        ": is not of an expert of this model, which has ", config_.num_experts,
-        " in each MoE layer of ", config_.num_layers, " layers"));
-  }
+  ABSL_RETURN_IF_ERROR(check_names());
   if (experts_.empty()) {
     return absl::InvalidArgumentError(
         absl::StrCat(files_[0].path(), ": holds no expert"));

@@ -651,7 +651,7 @@ TEST_F(VersionsTest, TheCommandLineRefusesWrongFiles) {
        [](Tensors& t, Bytes&) {
          t[0].name = "model.layers.0.block_sparse_moe.experts.8.w1.weight";
        },
-       "missing"},
+       "experts.8.w1.weight: is not of an expert of this model"},
       {"a tensor of something else",
        [](Tensors& t, Bytes& b) {
          t.push_back(t[0]);

@@ -203,7 +203,7 @@ TEST_F(ExpertFileTest, ChecksTheHashesOfTheMetadata) {
   EXPECT_TRUE(absl::IsInvalidArgument(wrong));
   EXPECT_THAT(std::string(wrong.message()),
               HasSubstr("expert 3 of layer 2 have the hash " + hash +
-                        ", the file says \"0123\""));
+                        ", the file says 0123"));
   EXPECT_TRUE((*file)->CheckContentHash(2, 3, "0123").ok());
   EXPECT_TRUE((*file)->CheckContentHash(0, 1, "anything").ok());
 }
@@ -227,7 +227,9 @@ TEST_F(ExpertFileBf16Test, FindsInfinities) {
 TEST_F(ExpertFileTest, TheFormatIsTheModels) {
   CheckpointBuilder quantized(builder_.config());
   for (size_t layer = 0; layer < 3; ++layer) {
-    for (const ExpertTensor which : kExpertTensors) {
+    // Of the others the inputs are no multiple of a group.
+    for (const ExpertTensor which :
+         {ExpertTensor::kGateProj, ExpertTensor::kUpProj}) {
       quantized.Quantize(SpecOf(builder_.config(), layer, 1, which).name,
                          WeightFormat::kInt8, 32);
     }
