@@ -213,11 +213,11 @@ struct Gateway::State {
                 .router_wait = options.router_wait,
                 .max_pending_responses = options.max_pending_responses,
                 .counters = {},
+                .balance_board = {},
                 .admission = admission,
                 .router_addresses = *router_addresses,
                 .routers = routers,
                 .work_queue = work_queue,
-                .balance_board = {},
                 .live_calls = {}},
         service(context) {}
 
