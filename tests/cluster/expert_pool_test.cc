@@ -50,7 +50,7 @@ class ExpertPoolTest : public testing::Test {
     options.health.max_overdue = milliseconds(10);
     options.health.min_backoff = milliseconds(5);
     options.health.max_backoff = milliseconds(20);
-    options.health.probe_limit = milliseconds(1000);
+    options.health.probe_limit = milliseconds(200);
     options.retire_limit = milliseconds(60000);
     options.make_peer = [this](const std::string& address) {
       return std::move(new_peers_.at(address));
