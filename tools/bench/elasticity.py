@@ -37,7 +37,7 @@ DAY = (
     0.90, 0.95, 1.00, 0.95, 0.80, 0.65, 0.50, 0.45, 0.45, 0.40, 0.30, 0.20,
 )  # fmt: skip
 GROUPS = ("0-3", "4-7")
-_READY_SECONDS = 60
+_READY_SECONDS = 20
 
 
 class ElasticCluster:
@@ -157,17 +157,19 @@ class ElasticCluster:
 
     def wait_until_ready(self):
         deadline = time.monotonic() + _READY_SECONDS
+        said = ""
         while time.monotonic() < deadline:
             self.check()
             try:
                 stats = self.stats()
                 if len(stats["expert_groups"]) == len(GROUPS):
                     return
-            except measure.BenchError:
-                pass
+                said = f"{len(stats['expert_groups'])} groups"
+            except measure.BenchError as error:
+                said = str(error)
             time.sleep(0.2)
         self._log.seek(0)
-        raise measure.BenchError(f"not ready:\n{self._log.read()[-2000:]}")
+        raise measure.BenchError(f"not ready: {said}\n{self._log.read()[-2000:]}")
 
     def reset_account(self):
         with self._lock:
