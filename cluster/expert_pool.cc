@@ -396,15 +396,14 @@ uint64_t ExpertPool::SendMessage(size_t peer, const ExpertBatch& batch,
 }
 
 void ExpertPool::Poll() {
-  // Whoever polls rings the bell for what it finds.
-  if (!poll_mu_.TryLock()) return;
+  // Maintain holds it for moments, and looks at probed peers alone.
+  absl::MutexLock polling(&poll_mu_);
   std::shared_ptr<const PeerList> peers;
   {
     absl::MutexLock lock(&mu_);
     peers = peers_;
   }
   for (const auto& peer : *peers) peer->Poll();
-  poll_mu_.Unlock();
 }
 
 std::vector<v1::ExpertPeer> ExpertPool::Describe() const {

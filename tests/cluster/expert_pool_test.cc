@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -45,6 +46,15 @@ class ExpertPoolTest : public testing::Test {
     options.num_experts = kNumExperts;
     options.min_backoff = milliseconds(1);
     options.max_backoff = milliseconds(4);
+    options.hidden_size = 1;
+    options.health.max_overdue = milliseconds(10);
+    options.health.min_backoff = milliseconds(5);
+    options.health.max_backoff = milliseconds(20);
+    options.health.probe_limit = milliseconds(200);
+    options.retire_limit = milliseconds(60000);
+    options.make_peer = [this](const std::string& address) {
+      return std::move(new_peers_.at(address));
+    };
     std::vector<ExpertPool::Member> members;
     for (size_t i = 0; i < processes_.size(); ++i) {
       members.push_back(
@@ -53,6 +63,30 @@ class ExpertPoolTest : public testing::Test {
     pool_ = std::make_unique<ExpertPool>(options, std::move(members));
     for (const auto& process : processes_) process->WaitForConnects(1);
     return *pool_;
+  }
+
+  // Another process, which is there once its address is listed.
+  FakeExpertProcess& AddLater(const std::string& address,
+                              v1::ExpertDescription description) {
+    FakeExpertProcess& process = AddProcess(std::move(description));
+    new_peers_[address] = process.MakePeer();
+    return process;
+  }
+
+  // Polls; fails after half a minute.
+  template <typename Predicate>
+  static bool Eventually(const Predicate& predicate) {
+    for (int i = 0; i < 30000; ++i) {
+      if (predicate()) return true;
+      std::this_thread::sleep_for(milliseconds(1));
+    }
+    return false;
+  }
+  std::string State(size_t i) const { return pool_->Describe()[i].state(); }
+  v1::FailoverStats Failover() const {
+    v1::FailoverStats stats;
+    pool_->AddFailoverStats(stats);
+    return stats;
   }
 
   static v1::ExpertBatch Batch(size_t num_copies) {
@@ -72,6 +106,7 @@ class ExpertPoolTest : public testing::Test {
   }
 
   std::vector<std::unique_ptr<FakeExpertProcess>> processes_;
+  std::map<std::string, std::unique_ptr<ExpertPeer>> new_peers_;
   std::unique_ptr<ExpertPool> pool_;  // before the processes
 };
 
@@ -244,6 +279,124 @@ TEST_F(ExpertPoolTest, CountsAnswersAndErrors) {
   EXPECT_THAT(std::string(outputs[2].status().message()),
               HasSubstr("the connection broke"));
   EXPECT_EQ(pool.Describe()[0].in_flight_rows(), 0u);
+}
+
+TEST_F(ExpertPoolTest, ASilentPeerIsEjectedProbedAndTakenBack) {
+  FakeExpertProcess& a = AddProcess(Owner("a", {0, 1, 2, 3}));
+  AddProcess(Owner("b", {0, 1, 2, 3}));
+  ExpertPool& pool = Start();
+  a.Script({}, FakeAnswer::kHold);
+  SendTo(pool, 0, Batch(1), [](absl::StatusOr<v1::ExpertOutput>) {});
+  pool.OnLate(0, 1);
+  // At once: it is asked for nothing more while there is another.
+  EXPECT_EQ(pool.Choose(*pool.placement(), 0, 0, {}), 1u);
+  ASSERT_TRUE(
+      Eventually([&] { return State(0).find("ejected: silent") == 0; }));
+  EXPECT_EQ(pool.Choose(*pool.placement(), 0, 0, {}), 1u);
+  EXPECT_EQ(pool.ChooseForHedge(*pool.placement(), 0, 0, {1}), std::nullopt);
+  // Better than nobody.
+  EXPECT_EQ(pool.Choose(*pool.placement(), 0, 0, {1}), 0u);
+  EXPECT_EQ(pool.placement()->Missing(), std::nullopt);
+  // It is probed, and stays away while it does not answer.
+  a.WaitForBatches(3);
+  EXPECT_THAT(State(0), HasSubstr("ejected"));
+  a.Script({}, FakeAnswer::kCompute);
+  a.Release();
+  ASSERT_TRUE(Eventually([&] { return State(0) == "ready"; }));
+  EXPECT_EQ(Failover().ejections(), 1u);
+  EXPECT_EQ(Failover().readmissions(), 1u);
+  const v1::PeerHealth health = pool.Describe()[0].health();
+  EXPECT_GE(health.probes(), 2u);
+  EXPECT_THAT(health.last_ejection(), HasSubstr("silent"));
+  EXPECT_EQ(health.late(), 1u);
+}
+
+TEST_F(ExpertPoolTest, TroublesInARowEject) {
+  AddProcess(Owner("a", {0, 1, 2, 3}));
+  FakeExpertProcess& b = AddProcess(Owner("b", {0, 1, 2, 3}));
+  ExpertPool& pool = Start();
+  b.Script({}, FakeAnswer::kRefuse);  // probes, too
+  for (int i = 0; i < 5; ++i) {
+    pool.OnTrouble(1, Trouble::kWrongAnswer, "answered 7 bytes");
+  }
+  ASSERT_TRUE(Eventually(
+      [&] { return pool.Describe()[1].health().failed_probes() >= 2; }));
+  EXPECT_THAT(State(1), HasSubstr("answered 7 bytes"));
+  b.Script({}, FakeAnswer::kCompute);
+  EXPECT_TRUE(Eventually([&] { return State(1) == "ready"; }));
+}
+
+TEST_F(ExpertPoolTest, TheLastReplicaOfAnExpertIsNotEjected) {
+  AddProcess(Owner("a", {0, 1, 2, 3}));
+  AddProcess(Owner("b", {0, 1, 2}));
+  ExpertPool& pool = Start();
+  for (int i = 0; i < 5; ++i) pool.OnTrouble(0, Trouble::kTimeout, "silent");
+  ASSERT_TRUE(Eventually([&] { return Failover().ejections_forgone() == 1; }));
+  EXPECT_EQ(State(0), "ready");
+  // The other one may be.
+  for (int i = 0; i < 5; ++i) pool.OnTrouble(1, Trouble::kTimeout, "silent");
+  EXPECT_TRUE(Eventually([&] { return Failover().ejections() == 1; }));
+}
+
+TEST_F(ExpertPoolTest, TheHedgeDelayIsLearnt) {
+  AddProcess(Owner("a", {0}));
+  ExpertPool& pool = Start();
+  EXPECT_EQ(pool.HedgeDelay(0, 1), HedgeDelayOptions().unknown);
+  for (int i = 0; i < 100; ++i) {
+    SendTo(pool, 0, Batch(1), [](absl::StatusOr<v1::ExpertOutput>) {});
+  }
+  EXPECT_LT(pool.HedgeDelay(0, 1), HedgeDelayOptions().unknown);
+}
+
+TEST_F(ExpertPoolTest, PeersComeAndGo) {
+  FakeExpertProcess& a = AddProcess(Owner("a", {0, 1, 2, 3}));
+  ExpertPool& pool = Start();
+  FakeExpertProcess& b = AddLater("b", Owner("b", {0, 1, 2, 3}));
+  pool.SetAddresses({"address-0", "b"});
+  b.WaitForConnects(1);
+  EXPECT_THAT(pool.placement()->Replicas(0, 0), ElementsAre(0, 1));
+
+  // One that goes answers what it has.
+  a.Script({}, FakeAnswer::kHold);
+  int answers = 0;
+  SendTo(pool, 0, Batch(1), [&](absl::StatusOr<v1::ExpertOutput> output) {
+    EXPECT_TRUE(output.ok());
+    ++answers;
+  });
+  const auto old_placement = pool.placement();
+  pool.SetAddresses({"b"});
+  EXPECT_THAT(pool.placement()->Replicas(0, 0), ElementsAre(1));
+  EXPECT_EQ(pool.Choose(*old_placement, 0, 0, {}), 1u);
+  EXPECT_EQ(State(0), "leaving");
+  a.Release();
+  EXPECT_EQ(answers, 1);
+  ASSERT_TRUE(Eventually([&] { return pool.Describe().size() == 1; }));
+  EXPECT_EQ(pool.Describe()[0].address(), "b");
+
+  // Indices that anybody may have are not another's.
+  bool failed = false;
+  SendTo(pool, 0, Batch(1), [&](absl::StatusOr<v1::ExpertOutput> output) {
+    failed = !output.ok();
+  });
+  EXPECT_TRUE(failed);
+  FakeExpertProcess& c = AddLater("c", Owner("c", {0}));
+  pool.SetAddresses({"b", "c"});
+  c.WaitForConnects(1);
+  EXPECT_THAT(pool.placement()->Replicas(0, 0), ElementsAre(1, 2));
+  EXPECT_EQ(pool.size(), 3u);
+}
+
+TEST_F(ExpertPoolTest, OneThatIsListedAgainInTimeIsKept) {
+  FakeExpertProcess& a = AddProcess(Owner("a", {0, 1, 2, 3}));
+  ExpertPool& pool = Start();
+  a.Script({}, FakeAnswer::kHold);
+  SendTo(pool, 0, Batch(1), [](absl::StatusOr<v1::ExpertOutput>) {});
+  pool.SetAddresses({});
+  EXPECT_THAT(pool.placement()->Replicas(0, 0), IsEmpty());
+  pool.SetAddresses({"address-0"});
+  EXPECT_THAT(pool.placement()->Replicas(0, 0), ElementsAre(0));
+  EXPECT_EQ(a.num_connects(), 1u);
+  a.Release();
 }
 
 TEST_F(ExpertPoolTest, DestroyingItEndsWhatIsInFlight) {

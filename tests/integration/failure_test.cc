@@ -1,16 +1,21 @@
 // What happens when expert processes die, stop, or come too late.
 #include <signal.h>
 
+#include <cstdio>
 #include <fstream>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "cluster/expert_range.h"
+#include "common/rpc/rpc_channel.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/fakes/child_process.h"
 #include "tests/fakes/process_cluster.h"
+#include "tests/fakes/temp_dir.h"
 
 namespace troupe {
 namespace {
@@ -162,7 +167,8 @@ TEST(FailureTest, CancelFreesARunningSequence) {
 // Over both transports.
 void StopReplica(const char* hop) {
   ProcessClusterOptions options = Options(1, 2);
-  options.router_flags = {"--hop-timeout-ms", "300", "--hop", hop};
+  options.router_flags = {"--hop-timeout-ms", "300",          "--hop", hop,
+                          "--no-hedging",     "--no-ejection"};
   ProcessCluster cluster(options);
   const std::string undisturbed =
       Generate(cluster.stub(), LongRequest(6)).Bytes();
@@ -180,6 +186,233 @@ TEST(FailureTest, StoppedReplicaIsGivenUpAfterTheHopTimeout) {
     SCOPED_TRACE(hop);
     StopReplica(hop);
   }
+}
+
+// Neither the hop's timeout nor the request's deadline is near: the copies of
+// what is late are sent elsewhere, the silent process is ejected, and comes
+// back by itself.
+void HedgeAroundAStoppedReplica(const char* hop) {
+  ProcessClusterOptions options = Options(2, 2);
+  options.router_flags = {"--hop-timeout-ms", "600000", "--hop", hop};
+  ProcessCluster cluster(options);
+  const std::string undisturbed =
+      Generate(cluster.stub(), LongRequest(11)).Bytes();
+  WatchedStream stream(cluster.stub(), LongRequest(11), 60000);
+  stream.ReadTokens(30);
+  cluster.expert(0).Kill(SIGSTOP);
+  const Outcome outcome = stream.Finish();
+  EXPECT_TRUE(outcome.status.ok()) << outcome.status.error_message();
+  EXPECT_EQ(outcome.Bytes(), undisturbed);
+  const v1::RouterStats stats = cluster.Stats();
+  EXPECT_GE(stats.failover().hedges_won(), 1u);
+  EXPECT_GE(stats.failover().ejections(), 1u);
+  EXPECT_THAT(stats.peers(0).health().last_ejection(), HasSubstr("silent"));
+  cluster.expert(0).Kill(SIGCONT);
+  cluster.WaitUntilReady(0);
+  EXPECT_GE(cluster.Stats().failover().readmissions(), 1u);
+  EXPECT_EQ(Generate(cluster.stub(), LongRequest(11)).Bytes(), undisturbed);
+  ExpectIdle(cluster);
+}
+
+TEST(FailureTest, StoppedReplicaIsHedgedEjectedAndTakenBack) {
+  for (const char* hop : {"shm", "grpc"}) {
+    SCOPED_TRACE(hop);
+    HedgeAroundAStoppedReplica(hop);
+  }
+}
+
+// The control: without the two the request meets its deadline.
+TEST(FailureTest, WithoutHedgingAndEjectionAStoppedReplicaIsWaitedFor) {
+  ProcessClusterOptions options = Options(1, 2);
+  options.router_flags = {"--hop-timeout-ms", "600000", "--no-hedging",
+                          "--no-ejection"};
+  ProcessCluster cluster(options);
+  WatchedStream stream(cluster.stub(), LongRequest(12), 5000);
+  stream.ReadTokens(30);
+  cluster.expert(0).Kill(SIGSTOP);
+  EXPECT_FALSE(stream.Finish().status.ok());
+  EXPECT_EQ(cluster.Stats().failover().hedges(), 0u);
+  EXPECT_EQ(cluster.Stats().failover().ejections(), 0u);
+  cluster.expert(0).Kill(SIGCONT);
+}
+
+// A file with the addresses of expert processes, replaced as a whole.
+class AddressFile {
+ public:
+  std::string path() const { return dir_.File("experts"); }
+  std::string Socket(const std::string& name) const {
+    return absl::StrCat("unix:", dir_.File(name));
+  }
+  std::string Log(const std::string& name) const { return dir_.File(name); }
+  void Write(const std::vector<std::string>& addresses) const {
+    const std::string draft = dir_.File("draft");
+    std::ofstream(draft) << absl::StrJoin(addresses, "\n") << "\n";
+    ASSERT_EQ(std::rename(draft.c_str(), path().c_str()), 0);
+  }
+
+ private:
+  const TempDir dir_;
+};
+
+ChildProcess StartExpertAt(const AddressFile& file, const std::string& name,
+                           const std::string& model,
+                           std::vector<std::string> flags = {}) {
+  std::vector<std::string> arguments = {
+      TROUPE_BINARY_DIR "/troupe-expert",
+      absl::StrCat(TROUPE_SOURCE_DIR "/tests/goldens/", model),
+      "--name",
+      name,
+      "--threads",
+      "1",
+      "--listen",
+      file.Socket(name)};
+  arguments.insert(arguments.end(), flags.begin(), flags.end());
+  return ChildProcess(arguments, file.Log(absl::StrCat(name, ".log")));
+}
+
+// Polls until `predicate` likes what the router says.
+template <typename Predicate>
+v1::RouterStats AwaitStats(ProcessCluster& cluster,
+                           const Predicate& predicate) {
+  v1::RouterStats stats;
+  for (int i = 0; i < 6000; ++i) {
+    stats = cluster.Stats();
+    if (predicate(stats)) return stats;
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  ADD_FAILURE() << "not within half a minute: " << stats.DebugString();
+  return stats;
+}
+
+size_t NumReady(const v1::RouterStats& stats) {
+  size_t count = 0;
+  for (const v1::ExpertPeer& peer : stats.peers()) {
+    count += peer.state() == "ready";
+  }
+  return count;
+}
+
+// Expert processes come and go while streams run; the only one of the flag is
+// killed once there are others.
+TEST(FailureTest, ExpertProcessesComeAndGoByFile) {
+  const AddressFile file;
+  file.Write({});
+  ProcessClusterOptions options = Options(1, 1);
+  options.router_flags = {"--experts", absl::StrCat("file:", file.path())};
+  ProcessCluster cluster(options);
+  const std::string undisturbed =
+      Generate(cluster.stub(), LongRequest(13)).Bytes();
+
+  const ChildProcess first = StartExpertAt(file, "first", "olmoe_clip");
+  file.Write({file.Socket("first")});
+  AwaitStats(cluster,
+             [](const v1::RouterStats& stats) { return NumReady(stats) == 2; });
+  {
+    WatchedStream stream(cluster.stub(), LongRequest(13), 60000);
+    stream.ReadTokens(30);
+    cluster.expert(0).Kill(SIGKILL);
+    const Outcome outcome = stream.Finish();
+    EXPECT_TRUE(outcome.status.ok()) << outcome.status.error_message();
+    EXPECT_EQ(outcome.Bytes(), undisturbed);
+  }
+  const ChildProcess second = StartExpertAt(file, "second", "olmoe_clip");
+  file.Write({file.Socket("first"), file.Socket("second")});
+  AwaitStats(cluster,
+             [](const v1::RouterStats& stats) { return NumReady(stats) == 2; });
+  WatchedStream stream(cluster.stub(), LongRequest(13), 60000);
+  stream.ReadTokens(30);
+  file.Write({file.Socket("second")});
+  const Outcome outcome = stream.Finish();
+  EXPECT_TRUE(outcome.status.ok()) << outcome.status.error_message();
+  EXPECT_EQ(outcome.Bytes(), undisturbed);
+  const v1::RouterStats stats =
+      AwaitStats(cluster, [](const v1::RouterStats& router) {
+        return router.peers_size() == 2;  // that of the flag is away
+      });
+  ASSERT_GE(stats.discovery_size(), 1);
+  EXPECT_GE(stats.discovery(0).changes(), 3u);
+  EXPECT_EQ(Generate(cluster.stub(), LongRequest(13)).Bytes(), undisturbed);
+  ExpectIdle(cluster);
+}
+
+TEST(FailureTest, AnotherModelIsRefusedByNameUntilItIsReplaced) {
+  const AddressFile file;
+  ChildProcess other = StartExpertAt(file, "other", "olmoe_gqa");
+  file.Write({file.Socket("other")});
+  ProcessClusterOptions options = Options(1, 1);
+  // ProcessCluster waits for all its peers; the file is listed later.
+  const AddressFile listed;
+  listed.Write({});
+  options.router_flags = {"--experts", absl::StrCat("file:", listed.path())};
+  ProcessCluster cluster(options);
+  listed.Write({file.Socket("other")});
+  const v1::RouterStats stats =
+      AwaitStats(cluster, [](const v1::RouterStats& router) {
+        return router.peers_size() == 2 &&
+               router.peers(1).state().find("refused: ") == 0;
+      });
+  const std::string state = stats.peers(1).state();
+  const auto stub = v1::Expert::NewStub(MakeChannel(file.Socket("other")));
+  grpc::ClientContext context;
+  v1::ExpertStats expert;
+  ASSERT_TRUE(stub->GetStats(&context, {}, &expert).ok());
+  EXPECT_GE(expert.refused_routers(), 1u);
+  for (const std::string& said :
+       {state, expert.last_refusal(), cluster.router(0).Log(), other.Log()}) {
+    EXPECT_THAT(said, HasSubstr("router \"router-0\""));
+    EXPECT_THAT(said, HasSubstr("expert process \"other\""));
+    EXPECT_THAT(said, HasSubstr(stats.model_fingerprint()));
+    EXPECT_THAT(said, HasSubstr(expert.description().model_fingerprint()));
+  }
+  EXPECT_NE(stats.model_fingerprint(),
+            expert.description().model_fingerprint());
+  // The others serve on.
+  EXPECT_TRUE(Generate(cluster.stub(), LongRequest(14)).status.ok());
+  // It is tried again and again.
+  other.Kill(SIGTERM);
+  EXPECT_EQ(other.Wait(), 0);
+  other = StartExpertAt(file, "other", "olmoe_clip");
+  AwaitStats(cluster, [](const v1::RouterStats& router) {
+    return NumReady(router) == 2;
+  });
+}
+
+void AwaitLog(const ChildProcess& process, const std::string& text) {
+  for (int i = 0; i < 6000; ++i) {
+    if (process.Log().find(text) != std::string::npos) return;
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  ADD_FAILURE() << "never said: " << text << "\n" << process.Log();
+}
+
+// A router that is stopped cannot say that it needs the process no more.
+TEST(FailureTest, ASecondSignalEndsADrainAtOnce) {
+  ProcessClusterOptions options = Options(1, 2);
+  options.expert_flags = {"--drain-seconds", "600"};
+  ProcessCluster cluster(options);
+  WatchedStream stream(cluster.stub(), LongRequest(15), 60000);
+  stream.ReadTokens(10);
+  cluster.router(0).Kill(SIGSTOP);
+  cluster.expert(0).Kill(SIGTERM);
+  AwaitLog(cluster.expert(0), "draining");
+  cluster.expert(0).Kill(SIGTERM);
+  EXPECT_EQ(cluster.expert(0).Wait(), 1);
+  EXPECT_THAT(cluster.expert(0).Log(), HasSubstr("second signal"));
+  cluster.router(0).Kill(SIGCONT);
+  EXPECT_TRUE(stream.Finish().status.ok());
+}
+
+TEST(FailureTest, ADrainThatNobodyLetsEndIsBounded) {
+  ProcessClusterOptions options = Options(1, 2);
+  options.expert_flags = {"--drain-seconds", "1"};
+  ProcessCluster cluster(options);
+  WatchedStream stream(cluster.stub(), LongRequest(16), 60000);
+  stream.ReadTokens(10);
+  cluster.router(0).Kill(SIGSTOP);
+  cluster.expert(0).Kill(SIGTERM);
+  EXPECT_EQ(cluster.expert(0).Wait(), 0);
+  cluster.router(0).Kill(SIGCONT);
+  EXPECT_TRUE(stream.Finish().status.ok());
 }
 
 // The expert process lets go of a router that dies, and of its memory.

@@ -180,7 +180,7 @@ TEST_F(MovedStreamsTest, AStoppedRouterIsLeftAndTakenBack) {
 // Short streams end where they are, long ones move before the time is over.
 TEST_F(MovedStreamsTest, ADrainingRouterLosesNoStream) {
   Start({"--drain-seconds", "2"});
-  ExpectMoves(MixedRequests(400), [&] { cluster_->router(0).Kill(SIGTERM); });
+  ExpectMoves(MixedRequests(250), [&] { cluster_->router(0).Kill(SIGTERM); });
   EXPECT_EQ(cluster_->router(0).Wait(), 0);
   EXPECT_EQ(gateway_->Router("router-0").lost_streams(), 0u);
   EXPECT_EQ(gateway_->Router("router-0").failures(), 0u);
@@ -209,7 +209,7 @@ TEST_F(MovedStreamsTest, AFileChangesTheRoutersUnderStreams) {
   gateway_ = std::make_unique<GatewayProcess>(
       kModel, std::vector<std::string>{absl::StrCat("file:", path)});
   gateway_->AwaitReadyRouters(1);
-  ExpectMoves(MixedRequests(300), [&] {
+  ExpectMoves(MixedRequests(160), [&] {
     // The other one takes over, as in a rolling replacement.
     list(absl::StrCat(cluster_->router_address(1), "\n"));
     gateway_->AwaitRouter("router-1", "ready");
@@ -245,7 +245,7 @@ TEST_F(MovedStreamsTest, WithoutARouterTheDeadlineSaysWhy) {
       [&] {
         for (const size_t i : {0, 1}) cluster_->router(i).Kill(SIGKILL);
       },
-      1500);
+      10000);
   EXPECT_EQ(outcomes[0].status.error_code(), grpc::StatusCode::UNAVAILABLE);
   EXPECT_THAT(outcomes[0].status.error_message(),
               testing::AllOf(HasSubstr(cluster_->router_address(0)),

@@ -10,4 +10,4 @@ out=build/release/chaos
 mkdir -p "$out"
 exec build/release/tests/chaos --model models/demo --period 30 \
   --outage-ms 10000 --results "$out/results.jsonl" --work-dir "$out" \
-  --router-flags "--hop-timeout-ms 300" --minutes 60 "$@"
+  --minutes 60 "$@"

@@ -224,18 +224,19 @@ absl::Status Run(const Options& options) {
     ABSL_ASSIGN_OR_RETURN(const PerplexityResult result,
                           MeasurePerplexity(quality));
     std::sort(speeds[i].begin(), speeds[i].end());
-    const nlohmann::json line = {
-        {"capacity_factor", setting.factor},
-        {"fallback", setting.fallback},
-        {"refuse", setting.refuse},
-        {"tokens", result.num_tokens},
-        {"perplexity", result.perplexity},
-        {"next_best", result.copies.next_best()},
-        {"dropped", result.copies.dropped()},
-        {"first_choice", result.copies.first_choice()},
-        {"busiest_expert", busiest[i]},
-        {"tokens_per_second", speeds[i][speeds[i].size() / 2]},
-        {"tokens_per_second_runs", speeds[i]}};
+    nlohmann::json line = {{"capacity_factor", setting.factor},
+                           {"fallback", setting.fallback},
+                           {"refuse", setting.refuse},
+                           {"tokens", result.num_tokens},
+                           {"perplexity", result.perplexity},
+                           {"next_best", result.copies.next_best()},
+                           {"dropped", result.copies.dropped()},
+                           {"first_choice", result.copies.first_choice()},
+                           {"busiest_expert", busiest[i]}};
+    if (options.rounds > 0) {
+      line["tokens_per_second"] = speeds[i][speeds[i].size() / 2];
+      line["tokens_per_second_runs"] = speeds[i];
+    }
     std::printf("%s\n", line.dump().c_str());
     std::fflush(stdout);
   }
@@ -253,7 +254,9 @@ int Main(int argc, char** argv) {
       ->required();
   app.add_option("--documents", options.num_documents, "Of the text; 0: all")
       ->capture_default_str();
-  app.add_option("--rounds", options.rounds)->capture_default_str();
+  app.add_option("--rounds", options.rounds,
+                 "Of measuring speed, on an idle machine; 0: quality alone")
+      ->capture_default_str();
   app.add_option("--steps", options.steps, "Of a round")->capture_default_str();
   app.add_option("--factors", options.factors)->delimiter(',');
   app.footer(

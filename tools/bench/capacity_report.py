@@ -26,18 +26,22 @@ def share(row, what):
 
 
 def table(dropless, rows):
+    has_speed = "tokens_per_second" in dropless
     lines = [
         "| fallback | refused by | factor | perplexity | against dropless "
-        "| next best | dropped | busiest expert | tokens/s | speed |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| next best | dropped | busiest expert |"
+        + (" tokens/s | speed |" if has_speed else ""),
+        "|---" * (10 if has_speed else 8) + "|",
     ]
     for row in [dropless] + rows:
         is_dropless = row["capacity_factor"] == 0
         quality = row["perplexity"] / dropless["perplexity"] - 1
-        speed = row["tokens_per_second"] / dropless["tokens_per_second"]
+        speed = ""
+        if has_speed:
+            ratio = row["tokens_per_second"] / dropless["tokens_per_second"]
+            speed = f" {row['tokens_per_second']:.0f} | {ratio:.2f}x |"
         lines.append(
-            "| {} | {} | {} | {:.3f} | {:+.2%} | {:.1%} | {:.1%} | {:.2f} | {:.0f} "
-            "| {:.2f}x |".format(
+            "| {} | {} | {} | {:.3f} | {:+.2%} | {:.1%} | {:.1%} | {:.2f} |".format(
                 "-" if is_dropless else row["fallback"].replace(",", ", "),
                 "-" if is_dropless else row["refuse"],
                 "dropless" if is_dropless else f"{row['capacity_factor']:g}",
@@ -46,9 +50,8 @@ def table(dropless, rows):
                 share(row, "next_best"),
                 share(row, "dropped"),
                 row["busiest_expert"],
-                row["tokens_per_second"],
-                speed,
             )
+            + speed
         )
     return "\n".join(lines) + "\n"
 
@@ -106,20 +109,19 @@ class Panel:
 
 def picture(dropless, rows):
     factors = sorted({r["capacity_factor"] for r in rows})
-    values = [
-        lambda r: r["perplexity"],
-        lambda r: r["tokens_per_second"] / dropless["tokens_per_second"],
-        lambda r: r["busiest_expert"],
-    ]
-    titles = [
-        "held-out perplexity",
-        "speed under the skewed load (dropless = 1)",
-        "busiest expert (mean of dropless = 1)",
-    ]
+    values = [lambda r: r["perplexity"], lambda r: r["busiest_expert"]]
+    titles = ["held-out perplexity", "busiest expert (mean of dropless = 1)"]
+    if "tokens_per_second" in dropless:
+        values.append(
+            lambda r: r["tokens_per_second"] / dropless["tokens_per_second"]
+        )
+        titles.append("speed under the skewed load (dropless = 1)")
     out = []
     for i, (title, value) in enumerate(zip(titles, values)):
         everything = [value(r) for r in rows + [dropless]]
-        low, high = min(everything), max(everything)
+        low = min(everything)
+        # A collapse is off the scale: cut at the upper edge.
+        high = min(max(everything), 2 * value(dropless))
         margin = 0.05 * (high - low) or 0.05
         panel = Panel(i, title, factors, low - margin, high + margin)
         panel.level(value(dropless))
@@ -154,7 +156,7 @@ def picture(dropless, rows):
         'stroke-dasharray="1 3"/>'
         f'<text x="{x + 46}" y="{y + 4}">dropless</text>'
     )
-    width = LEFT + 3 * WIDTH + 2 * GAP + 30
+    width = max(x + 110, LEFT + len(values) * (WIDTH + GAP))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" '
         f'height="{y + 24}" font-family="sans-serif" font-size="12">'
@@ -169,7 +171,11 @@ def main():
         raise SystemExit(__doc__)
     dropless, rows = read(sys.argv[1])
     folder = pathlib.Path(sys.argv[2])
-    (folder / "capacity.md").write_text(table(dropless, rows), encoding="utf-8")
+    title = "# Capacity against quality: every setting\n\n"
+    text = f"{dropless['tokens']} predicted tokens of held-out text.\n\n"
+    (folder / "capacity.md").write_text(
+        title + text + table(dropless, rows), encoding="utf-8"
+    )
     (folder / "capacity.svg").write_text(picture(dropless, rows), encoding="utf-8")
 
 

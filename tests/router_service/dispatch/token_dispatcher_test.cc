@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <map>
 #include <memory>
 #include <random>
 #include <set>
@@ -45,6 +46,8 @@ class TokenDispatcherTest : public testing::Test {
     // Tests that mean a silent peer say so.
     options_.hop_timeout = milliseconds(60000);
     options_.check_after = milliseconds(1);
+    // And so do those that mean a late one.
+    options_.hedging = false;
   }
 
   FakeExpertProcess& AddProcess(const std::vector<uint32_t>& experts,
@@ -61,11 +64,16 @@ class TokenDispatcherTest : public testing::Test {
     options.num_experts = kNumExperts;
     options.min_backoff = milliseconds(1);
     options.max_backoff = milliseconds(2);
+    options.hedge.unknown = milliseconds(5);
+    options.ejection = false;
     std::vector<ExpertPool::Member> members;
     for (const auto& process : processes_) {
       members.push_back(
           {absl::StrCat("address-", members.size()), process->MakePeer()});
     }
+    options.make_peer = [this](const std::string& address) {
+      return std::move(new_peers_.at(address));
+    };
     experts_ = std::make_unique<ExpertPool>(options, std::move(members));
     for (const auto& process : processes_) process->WaitForConnects(1);
     dispatcher_ = std::make_unique<TokenDispatcher>(*experts_, options_);
@@ -161,6 +169,8 @@ class TokenDispatcherTest : public testing::Test {
 
   ThreadPool pool_{2};
   TokenDispatcherOptions options_;
+  // Of addresses that are added.
+  std::map<std::string, std::unique_ptr<ExpertPeer>> new_peers_;
   std::vector<std::unique_ptr<FakeExpertProcess>> processes_;
   std::unique_ptr<ExpertPool> experts_;
   std::unique_ptr<TokenDispatcher> dispatcher_;
@@ -381,6 +391,188 @@ TEST_F(TokenDispatcherTest, ALateAnswerIsNotUsedTwice) {
   releaser.join();
   EXPECT_EQ(output, Expected(work));
   EXPECT_EQ(dispatcher.stats().copies_dispatched, 10u);
+}
+
+class HedgingTest : public TokenDispatcherTest {
+ protected:
+  HedgingTest() { options_.hedging = true; }
+};
+
+// Without the second replica it would take the hop's minute.
+TEST_F(HedgingTest, ALateMessageGoesToAnotherReplicaToo) {
+  for (const bool own_thread : {false, true}) {
+    experts_ = nullptr;
+    processes_.clear();
+    FakeExpertProcess& silent = AddProcess({0, 1, 2, 3}, own_thread);
+    FakeExpertProcess& good = AddProcess({0, 1, 2, 3}, own_thread);
+    Start();
+    silent.Script({}, FakeAnswer::kHold);
+    for (uint32_t seed = 0; seed < 4; ++seed) ExpectExact(MakeWork(6, seed));
+    const DispatchStats stats = dispatcher_->stats();
+    EXPECT_GE(stats.hedges, 1u);
+    EXPECT_EQ(stats.hedges_won, stats.hedges);
+    EXPECT_EQ(stats.copies_dispatched, 4 * 12u);
+    // One that does not answer what is late is not asked for more.
+    EXPECT_EQ(silent.num_held(), 1u);
+    EXPECT_EQ(good.batches().size(), 4u);
+    // What comes after all is too late.
+    silent.Release();
+    ExpectExact(MakeWork(6, 9));
+  }
+}
+
+// The copies of one message may have to go to several others.
+TEST_F(HedgingTest, ALateMessageIsSplitAmongReplicas) {
+  FakeExpertProcess& silent = AddProcess({0, 1, 2, 3});
+  TokenDispatcher& dispatcher = Start();
+  silent.Script({}, FakeAnswer::kHold);
+  const Work work = MakeWork(8);
+  DispatchHandle handle = dispatcher.Dispatch(0, work.matrix(), work.decision);
+  ASSERT_EQ(silent.num_held(), 1u);
+  std::map<std::string, std::unique_ptr<ExpertPeer>> peers;
+  processes_.push_back(std::make_unique<FakeExpertProcess>(
+      FakeDescription("left", {0, 1}, kNumLayers)));
+  peers["left"] = processes_.back()->MakePeer();
+  processes_.push_back(std::make_unique<FakeExpertProcess>(
+      FakeDescription("right", {2, 3}, kNumLayers)));
+  peers["right"] = processes_.back()->MakePeer();
+  new_peers_ = std::move(peers);
+  experts_->SetAddresses({"address-0", "left", "right"});
+  std::vector<float> output;
+  ASSERT_TRUE(Combine(std::move(handle), work, output).ok());
+  EXPECT_EQ(output, Expected(work));
+  EXPECT_EQ(dispatcher.stats().hedges_won, 2u);
+}
+
+TEST_F(HedgingTest, TheFirstAnswerIsUsed) {
+  FakeExpertProcess& first = AddProcess({0, 1, 2, 3});
+  FakeExpertProcess& second = AddProcess({0, 1, 2, 3});
+  TokenDispatcher& dispatcher = Start();
+  first.Script({}, FakeAnswer::kHold);
+  second.Script({}, FakeAnswer::kHold);
+  const Work work = MakeWork(5);
+  DispatchHandle handle = dispatcher.Dispatch(0, work.matrix(), work.decision);
+  FakeExpertProcess& asked = first.num_held() == 1 ? first : second;
+  FakeExpertProcess& other = first.num_held() == 1 ? second : first;
+  std::thread releaser([&] {
+    other.WaitForBatches(1);
+    asked.Release();
+  });
+  std::vector<float> output;
+  EXPECT_TRUE(Combine(std::move(handle), work, output).ok());
+  releaser.join();
+  EXPECT_EQ(output, Expected(work));
+  EXPECT_EQ(dispatcher.stats().hedges, 1u);
+  EXPECT_EQ(dispatcher.stats().hedges_won, 0u);
+  EXPECT_EQ(dispatcher.stats().copies_dispatched, 10u);
+}
+
+// What was sent twice is not sent a third time when the first one dies.
+TEST_F(HedgingTest, AHedgeTakesThePlaceOfWhatIsLost) {
+  FakeExpertProcess& first = AddProcess({0, 1, 2, 3});
+  FakeExpertProcess& second = AddProcess({0, 1, 2, 3});
+  TokenDispatcher& dispatcher = Start();
+  first.Script({}, FakeAnswer::kHold);
+  second.Script({}, FakeAnswer::kHold);
+  const Work work = MakeWork(5);
+  DispatchHandle handle = dispatcher.Dispatch(0, work.matrix(), work.decision);
+  FakeExpertProcess& asked = first.num_held() == 1 ? first : second;
+  FakeExpertProcess& other = first.num_held() == 1 ? second : first;
+  std::thread killer([&] {
+    other.WaitForBatches(1);
+    asked.Lose(/*reachable=*/false);
+    other.Release();
+  });
+  std::vector<float> output;
+  EXPECT_TRUE(Combine(std::move(handle), work, output).ok());
+  killer.join();
+  EXPECT_EQ(output, Expected(work));
+  EXPECT_EQ(other.batches().size(), 1u);
+}
+
+// A hedge that is refused or lost changes nothing for what is late.
+TEST_F(HedgingTest, AHedgeThatFailsDoesNoHarm) {
+  for (const FakeAnswer answer : {FakeAnswer::kRefuse, FakeAnswer::kFail,
+                                  FakeAnswer::kShort, FakeAnswer::kDrain}) {
+    experts_ = nullptr;
+    processes_.clear();
+    FakeExpertProcess& first = AddProcess({0, 1, 2, 3});
+    FakeExpertProcess& second = AddProcess({0, 1, 2, 3});
+    TokenDispatcher& dispatcher = Start();
+    first.Script({}, FakeAnswer::kHold);
+    second.Script({}, FakeAnswer::kHold);
+    const Work work = MakeWork(5);
+    DispatchHandle handle =
+        dispatcher.Dispatch(0, work.matrix(), work.decision);
+    FakeExpertProcess& asked = first.num_held() == 1 ? first : second;
+    FakeExpertProcess& other = first.num_held() == 1 ? second : first;
+    other.Script({}, answer);
+    std::thread releaser([&] {
+      other.WaitForBatches(1);
+      asked.Release();
+    });
+    std::vector<float> output;
+    EXPECT_TRUE(Combine(std::move(handle), work, output).ok());
+    releaser.join();
+    EXPECT_EQ(output, Expected(work));
+    EXPECT_EQ(dispatcher.stats().copies_dispatched, 10u);
+    EXPECT_EQ(dispatcher.stats().hedges_won, 0u);
+  }
+}
+
+TEST_F(HedgingTest, TheBudgetBoundsHedges) {
+  options_.hedge_budget = {/*per_send=*/0.0, /*per_second=*/0.0,
+                           /*max_tokens=*/1.0};
+  FakeExpertProcess& a = AddProcess({0, 1, 2, 3});
+  FakeExpertProcess& b = AddProcess({0, 1, 2, 3});
+  TokenDispatcher& dispatcher = Start();
+  a.Script({}, FakeAnswer::kHold);
+  b.Script({}, FakeAnswer::kHold);
+  const Work work = MakeWork(5);
+  DispatchHandle first = dispatcher.Dispatch(0, work.matrix(), work.decision);
+  DispatchHandle second = dispatcher.Dispatch(1, work.matrix(), work.decision);
+  ASSERT_EQ(a.num_held() + b.num_held(), 2u);
+  // Until somebody is told to wait for the lack of a token.
+  int asked = 0;
+  std::vector<float> output;
+  ASSERT_TRUE(Combine(std::move(first), work, output, [&](WaitingFor) {
+                if (++asked == 50) {
+                  a.Release();
+                  b.Release();
+                }
+                return absl::OkStatus();
+              }).ok());
+  EXPECT_EQ(output, Expected(work));
+  ASSERT_TRUE(Combine(std::move(second), work, output).ok());
+  EXPECT_EQ(output, Expected(work));
+  EXPECT_LE(dispatcher.stats().hedges, 1u);
+}
+
+// The control: the hop's timeout is what is left.
+TEST_F(TokenDispatcherTest, WithoutHedgingALateMessageWaitsForTheTimeout) {
+  options_.hop_timeout = milliseconds(100);
+  FakeExpertProcess& a = AddProcess({0, 1, 2, 3});
+  FakeExpertProcess& b = AddProcess({0, 1, 2, 3});
+  Start();
+  a.Script({FakeAnswer::kHold}, FakeAnswer::kCompute);
+  b.Script({FakeAnswer::kHold}, FakeAnswer::kCompute);
+  ExpectExact(MakeWork(6));
+  EXPECT_EQ(dispatcher_->stats().hedges, 0u);
+  EXPECT_GE(dispatcher_->stats().retries, 1u);
+}
+
+// `exact` ends, if slowly.
+TEST_F(TokenDispatcherTest, RetriesWaitWhenTheBudgetIsSpent) {
+  options_.retry_budget = {/*per_send=*/0.0, /*per_second=*/200.0,
+                           /*max_tokens=*/1.0, milliseconds(100)};
+  FakeExpertProcess& process = AddProcess({0, 1, 2, 3});
+  Start();
+  process.Script(std::vector<FakeAnswer>(8, FakeAnswer::kFail),
+                 FakeAnswer::kCompute);
+  ExpectExact(MakeWork(6));
+  EXPECT_EQ(process.batches().size(), 9u);
+  EXPECT_EQ(dispatcher_->stats().retries, 8u);
+  EXPECT_GE(dispatcher_->stats().retries_held_back, 4u);
 }
 
 TEST_F(TokenDispatcherTest, APeerThatDiesIsReplacedByItsReplica) {

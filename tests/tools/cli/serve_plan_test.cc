@@ -125,6 +125,9 @@ TEST(PlanProcessesTest, LimitsAreHandedOnOnlyWhenGiven) {
   options.hop_ring_kb = 128;
   options.hop = "shm";
   options.wire_dtype = "bfloat16";
+  options.capacity_factor = "1.5";
+  options.refuse = "weight";
+  options.fallback = "wait,drop";
   options.max_requests = 56;
   options.threads = 3;
   const auto plan = PlanProcesses(options, 8, UnixAddress);
@@ -135,6 +138,9 @@ TEST(PlanProcessesTest, LimitsAreHandedOnOnlyWhenGiven) {
   EXPECT_EQ(Value((*plan)[4], "--threads"), "3");
   EXPECT_THAT((*plan)[4].arguments, testing::Contains("--no-prefix-cache"));
   EXPECT_EQ(Value((*plan)[4], "--kv-dtype"), "bfloat16");
+  EXPECT_EQ(Value((*plan)[4], "--capacity-factor"), "1.5");
+  EXPECT_EQ(Value((*plan)[4], "--refuse"), "weight");
+  EXPECT_EQ(Value((*plan)[4], "--fallback"), "wait,drop");
   EXPECT_EQ(Value((*plan)[4], "--hop"), "shm");
   EXPECT_EQ(Value((*plan)[4], "--wire-dtype"), "bfloat16");
   EXPECT_EQ(Value((*plan)[5], "--max-requests"), "56");
