@@ -5,6 +5,7 @@
 #include <random>
 #include <set>
 
+#include "absl/strings/str_cat.h"
 #include "cluster/balance_watch.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -23,8 +24,8 @@ BalanceProblem Empty(size_t num_layers, size_t num_experts,
   problem.weights.assign(num_layers, std::vector<double>(num_experts, 1));
   for (size_t p = 0; p < num_processes; ++p) {
     BalanceProcess process;
-    process.name = "p" + std::to_string(p);
-    process.node = "n" + std::to_string(p % 2);
+    process.name = absl::StrCat("p", p);
+    process.node = absl::StrCat("n", p % 2);
     process.max_units = max_units;
     process.holds.assign(num_layers * num_experts, false);
     problem.processes.push_back(process);

@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <random>
 
-#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tools/cli/balance_input.h"
@@ -69,7 +69,7 @@ BalanceProblem Skewed() {
   problem.processes.resize(3);
   for (size_t p = 0; p < 3; ++p) {
     BalanceProcess& process = problem.processes[p];
-    process.name = "p" + std::to_string(p);
+    process.name = absl::StrCat("p", p);
     process.max_units = 6;
     process.holds.resize(18);
     for (size_t i = 0; i < 18; ++i) process.holds[i] = i % 6 / 2 == p;
