@@ -5,10 +5,11 @@ namespace troupe {
 BalanceWatch::Verdict BalanceWatch::Look(const BalancePlan& plan,
                                          double tokens) {
   if (plan.mandatory) {
-    if (++seen_ < options_.repair_windows) return Verdict::kWaiting;
-    seen_ = 0;
+    if (++repairs_seen_ < options_.repair_windows) return Verdict::kWaiting;
+    seen_ = repairs_seen_ = 0;
     return Verdict::kApply;
   }
+  repairs_seen_ = 0;
   if (tokens < options_.min_tokens) {
     seen_ = 0;
     return Verdict::kTooLittleLoad;

@@ -35,11 +35,12 @@ class BalanceWatch {
   Verdict Look(const BalancePlan& plan, double tokens);
 
   // Windows in a row with a gain, the last one included.
-  size_t windows() const { return seen_; }
+  size_t windows() const { return seen_ + repairs_seen_; }
 
  private:
   BalanceWatchOptions options_;
   size_t seen_ = 0;
+  size_t repairs_seen_ = 0;
 };
 
 // As reports say it: "too little load", "balanced", "waiting", "apply".
