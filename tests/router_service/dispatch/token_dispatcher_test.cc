@@ -563,8 +563,8 @@ TEST_F(TokenDispatcherTest, WithoutHedgingALateMessageWaitsForTheTimeout) {
 
 // `exact` ends, if slowly.
 TEST_F(TokenDispatcherTest, RetriesWaitWhenTheBudgetIsSpent) {
-  options_.retry_budget = {/*per_send=*/0.0, /*per_second=*/200.0,
-                           /*max_tokens=*/1.0, milliseconds(100)};
+  options_.retry_budget = {/*per_send=*/0.0, /*per_second=*/5.0,
+                           /*max_tokens=*/1.0, milliseconds(40)};
   FakeExpertProcess& process = AddProcess({0, 1, 2, 3});
   Start();
   process.Script(std::vector<FakeAnswer>(8, FakeAnswer::kFail),
