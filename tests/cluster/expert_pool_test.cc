@@ -21,6 +21,7 @@ using ::testing::ElementsAre;
 using ::testing::Ge;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::Pair;
 
 constexpr uint32_t kNumLayers = 2;
 constexpr size_t kNumExperts = 4;
@@ -202,8 +203,8 @@ TEST_F(ExpertPoolTest, EqualReplicasTakeTurns) {
     answered.WaitForNotification();
   }
   // Of two that are drawn, the one with the fewest messages.
-  EXPECT_THAT(count, ElementsAre(std::pair(0, Ge(7)), std::pair(1, Ge(7)),
-                                 std::pair(2, Ge(7))));
+  EXPECT_THAT(count,
+              ElementsAre(Pair(0, Ge(7)), Pair(1, Ge(7)), Pair(2, Ge(7))));
 }
 
 TEST_F(ExpertPoolTest, AvoidedPeersAreNotChosen) {

@@ -30,7 +30,7 @@ class LocalRouter {
  public:
   explicit LocalRouter(const LocalClusterOptions& options)
       : cluster_(*LocalCluster::Start(options)),
-        service_(RouterServerOptions{"local", "", 256}, cluster_->config(),
+        service_(RouterServerOptions{"local", "", "", 256}, cluster_->config(),
                  cluster_->StartLoop(), nullptr) {
     RpcServerOptions server_options;
     server_options.listen = {absl::StrCat("unix:", dir_.path(), "/router")};
