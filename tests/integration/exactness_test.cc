@@ -30,8 +30,8 @@ class LocalRouter {
  public:
   explicit LocalRouter(const LocalClusterOptions& options)
       : cluster_(*LocalCluster::Start(options)),
-        service_(RouterServerOptions{"local", "", "", 256}, cluster_->config(),
-                 cluster_->StartLoop(), nullptr) {
+        service_(ServerOptions(), cluster_->config(), cluster_->StartLoop(),
+                 nullptr) {
     RpcServerOptions server_options;
     server_options.listen = {absl::StrCat("unix:", dir_.path(), "/router")};
     server_ = *RpcServer::Start(server_options, {&service_});
@@ -48,6 +48,13 @@ class LocalRouter {
   }
 
  private:
+  static RouterServerOptions ServerOptions() {
+    RouterServerOptions options;
+    options.name = "local";
+    options.max_queued_sequences = 256;
+    return options;
+  }
+
   TempDir dir_;
   std::unique_ptr<LocalCluster> cluster_;
   RouterServer service_;
