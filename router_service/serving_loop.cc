@@ -225,8 +225,9 @@ bool ServingLoop::AnyOverdue() {
 bool ServingLoop::IsToBreakOff(const std::vector<Chunk>& chunks,
                                TokenDispatcher::WaitingFor what,
                                SteadyTime start) {
-  if (what == TokenDispatcher::WaitingFor::kReplica && IsBlocking(chunks)) {
-    return true;
+  if (what == TokenDispatcher::WaitingFor::kReplica) {
+    TakeNews();  // it may be somebody new who can do without
+    if (IsBlocking(chunks)) return true;
   }
   if (!AnyOverdue()) return false;
   const SteadyTime now = Now();
@@ -652,12 +653,16 @@ void ServingLoop::SetPolicies(const std::vector<Chunk>& chunks) {
   dispatcher_->set_policies(policies_);
 }
 
-bool ServingLoop::IsBlocking(const std::vector<Chunk>& chunks) const {
-  const auto is_exact = [](const Chunk& chunk) {
-    return chunk.sequence->request.fallback.is_exact();
-  };
-  return std::any_of(chunks.begin(), chunks.end(), is_exact) &&
-         !std::all_of(chunks.begin(), chunks.end(), is_exact) &&
+bool ServingLoop::IsBlocking(const std::vector<Chunk>& chunks) {
+  const std::vector<Sequence*> all = scheduler_.Sequences();
+  return std::any_of(chunks.begin(), chunks.end(),
+                     [](const Chunk& chunk) {
+                       return chunk.sequence->request.fallback.is_exact();
+                     }) &&
+         std::any_of(all.begin(), all.end(),
+                     [](const Sequence* sequence) {
+                       return !sequence->request.fallback.is_exact();
+                     }) &&
          dispatcher_->placement()->Missing().has_value();
 }
 
@@ -670,9 +675,12 @@ void ServingLoop::LeaveOutBlocked(std::vector<Chunk>& chunks) {
     blocked_by_.clear();
     return;
   }
-  std::erase_if(chunks, [](const Chunk& chunk) {
+  const auto is_exact = [](const Chunk& chunk) {
     return chunk.sequence->request.fallback.is_exact();
-  });
+  };
+  // All of them: those that could do without do not fit the step yet.
+  if (std::all_of(chunks.begin(), chunks.end(), is_exact)) return;
+  std::erase_if(chunks, is_exact);
 }
 
 void ServingLoop::CheckIntegrity() {

@@ -108,7 +108,8 @@ class ServingLoop {
   void SetPolicies(const std::vector<Chunk>& chunks);
   // While an expert has no replica: sequences that may do without go on.
   void LeaveOutBlocked(std::vector<Chunk>& chunks);
-  bool IsBlocking(const std::vector<Chunk>& chunks) const;
+  // Whether exact sequences of the step keep some other one from going on.
+  bool IsBlocking(const std::vector<Chunk>& chunks);
   // Counts a step that was committed; warns of collapsed layers.
   void CountLoad();
   void CheckIntegrity();
