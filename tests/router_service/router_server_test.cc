@@ -291,7 +291,11 @@ TEST_F(RouterServerTest, StreamsTokensThenTheUsage) {
     ASSERT_THAT(response.tokens(), SizeIs(1));
     EXPECT_THAT(response.tokens(0).top_logprobs(), SizeIs(2));
     EXPECT_LT(response.tokens(0).logprob(), 0.0f);
-    EXPECT_EQ(response.has_usage(), i == 0 || i == 9);
+    // What became of copies is told with every response, since a stop text may
+    // end the choice before the last one; the rest with the first and the last.
+    ASSERT_TRUE(response.has_usage());
+    EXPECT_EQ(response.usage().copies().computed_tokens(), 5 + i);
+    EXPECT_EQ(response.usage().queue_ms() > 0.0, i == 0 || i == 9);
     EXPECT_EQ(response.finish_reason(), i == 9 ? v1::FINISH_REASON_LENGTH
                                                : v1::FINISH_REASON_UNSPECIFIED);
   }
