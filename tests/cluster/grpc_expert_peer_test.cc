@@ -53,6 +53,8 @@ v1::ExpertHello Greet(ServerStream& stream) {
   EXPECT_TRUE(request.has_hello());
   v1::ExpertResponse response;
   response.mutable_description()->set_name("scripted");
+  response.mutable_description()->set_model_fingerprint(
+      request.hello().model_fingerprint());
   response.mutable_description()->set_state(v1::SERVING_STATE_READY);
   EXPECT_TRUE(stream.Write(response));
   return request.hello();

@@ -209,7 +209,7 @@ TEST_F(MovedStreamsTest, AFileChangesTheRoutersUnderStreams) {
   gateway_ = std::make_unique<GatewayProcess>(
       kModel, std::vector<std::string>{absl::StrCat("file:", path)});
   gateway_->AwaitReadyRouters(1);
-  ExpectMoves(MixedRequests(160), [&] {
+  ExpectMoves(MixedRequests(400), [&] {
     // The other one takes over, as in a rolling replacement.
     list(absl::StrCat(cluster_->router_address(1), "\n"));
     gateway_->AwaitRouter("router-1", "ready");

@@ -1,7 +1,6 @@
 """Names, rows and arithmetic of the comparison with llama.cpp."""
 
 import json
-import math
 import pathlib
 import struct
 import sys
@@ -138,7 +137,12 @@ def rates(rate):
 
 class ReportTest(unittest.TestCase):
     def setUp(self):
-        peak = {"threads": 2, "read_gb_s": 32.0, "gflop_s": 200.0}
+        peak = {
+            "threads": 2,
+            "read_gb_s": 32.0,
+            "usual_read_gb_s": 16.0,
+            "gflop_s": 200.0,
+        }
         self.rounds = [
             {"peak": peak, "peer": rates(10.0), "engine": rates(40.0)},
             {"peak": peak, "peer": rates(20.0), "engine": rates(30.0)},
@@ -168,9 +172,13 @@ class ReportTest(unittest.TestCase):
         self.assertEqual(report._ratio(self.rounds, "cluster", "prefill"), [])
 
     def test_bandwidth(self):
-        shares = report.bandwidth_shares(self.rounds, "engine", 4e8, 16)
-        self.assertTrue(math.isclose(shares[0], 1.0))
-        self.assertTrue(math.isclose(shares[1], 0.75))
+        # 40 and 30 tokens/s of 0.8 GB.
+        shares = [
+            report.bandwidth_share(self.rounds, who, 4e8, 16, bandwidth)
+            for who in ("engine", "cluster")
+            for bandwidth in ("read_gb_s", "usual_read_gb_s")
+        ]
+        self.assertEqual(shares, ["88%", "175%", "-", "-"])
 
     def test_markdown_has_a_row_per_measure(self):
         text = report.markdown(
