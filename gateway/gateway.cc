@@ -190,6 +190,8 @@ RouterPoolOptions PoolOptions(const GatewayOptions& options,
   pool.model_fingerprint = model.fingerprint;
   pool.poll_interval = options.poll_interval;
   pool.health = options.router_health;
+  // A silence that is allowed is no failed look either.
+  pool.poll_timeout = std::max(pool.poll_timeout, pool.health.min_silence);
   pool.on_ready_change = [&readiness](bool any_ready) {
     readiness.SetRouters(any_ready);
   };
