@@ -235,7 +235,13 @@ TEST(FailureTest, WithoutHedgingAndEjectionAStoppedReplicaIsWaitedFor) {
   WatchedStream stream(cluster.stub(), LongRequest(12), 5000);
   stream.ReadTokens(30);
   cluster.expert(0).Kill(SIGSTOP);
-  EXPECT_FALSE(stream.Finish().status.ok());
+  // The draw of replicas may pass the stopped one over for a while.
+  bool all_ended_well = stream.Finish().status.ok();
+  for (uint32_t i = 0; i < 50 && all_ended_well; ++i) {
+    WatchedStream next(cluster.stub(), LongRequest(13 + i), 5000);
+    all_ended_well = next.Finish().status.ok();
+  }
+  EXPECT_FALSE(all_ended_well);
   EXPECT_EQ(cluster.Stats().failover().hedges(), 0u);
   EXPECT_EQ(cluster.Stats().failover().ejections(), 0u);
   cluster.expert(0).Kill(SIGCONT);
