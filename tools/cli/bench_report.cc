@@ -93,20 +93,19 @@ std::string FormatReport(const BenchReport& report) {
 }
 
 std::string ReportJson(const BenchReport& report, bool with_samples) {
-  nlohmann::json json = {
-      {"requests", report.requests},
-      {"failures", report.failures},
-      {"first_error", report.first_error},
-      {"wall_s", report.wall_s},
-      {"prompt_tokens", report.prompt_tokens},
-      {"cached_tokens", report.cached_tokens},
-      {"output_tokens", report.output_tokens},
-      {"requests_per_s", report.requests_per_s},
-      {"output_tokens_per_s", report.output_tokens_per_s},
-      {"prompt_tokens_per_s", report.prompt_tokens_per_s},
-      {"ttft_ms", Json(report.ttft_ms)},
-      {"tpot_ms", Json(report.tpot_ms)},
-      {"e2e_ms", Json(report.e2e_ms)}};
+  nlohmann::json json = {{"requests", report.requests},
+                         {"failures", report.failures},
+                         {"first_error", report.first_error},
+                         {"wall_s", report.wall_s},
+                         {"prompt_tokens", report.prompt_tokens},
+                         {"cached_tokens", report.cached_tokens},
+                         {"output_tokens", report.output_tokens},
+                         {"requests_per_s", report.requests_per_s},
+                         {"output_tokens_per_s", report.output_tokens_per_s},
+                         {"prompt_tokens_per_s", report.prompt_tokens_per_s},
+                         {"ttft_ms", Json(report.ttft_ms)},
+                         {"tpot_ms", Json(report.tpot_ms)},
+                         {"e2e_ms", Json(report.e2e_ms)}};
   if (with_samples) json["tpot_ms_samples"] = report.tpot_ms_samples;
   return json.dump(2) + "\n";
 }
