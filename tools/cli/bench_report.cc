@@ -128,15 +128,21 @@ std::vector<uint32_t> RandomPrompt(size_t num_tokens, size_t num_shared,
                                    const std::vector<uint32_t>& excluded,
                                    uint64_t shared_seed, uint64_t seed) {
   CHECK(excluded.size() < vocab_size);
-  std::mt19937_64 random(shared_seed);
   std::vector<uint32_t> token_ids;
-  while (token_ids.size() < num_tokens) {
-    if (token_ids.size() == num_shared) random.seed(seed);
-    const auto token_id = static_cast<uint32_t>(random() % vocab_size);
-    if (!std::binary_search(excluded.begin(), excluded.end(), token_id)) {
+  const auto append = [&](size_t count, uint64_t from) {
+    std::mt19937_64 random(from);
+    while (count > 0) {
+      const auto token_id = static_cast<uint32_t>(random() % vocab_size);
+      if (std::binary_search(excluded.begin(), excluded.end(), token_id)) {
+        continue;
+      }
       token_ids.push_back(token_id);
+      --count;
     }
-  }
+  };
+  num_shared = std::min(num_shared, num_tokens);
+  append(num_shared, shared_seed);
+  append(num_tokens - num_shared, seed);
   return token_ids;
 }
 

@@ -129,5 +129,15 @@ TEST(RandomPromptTest, TheFirstTokensAreShared) {
             std::vector<uint32_t>(a.begin(), a.begin() + 40));
 }
 
+// Where a seed's first token is an excluded one, the next is taken.
+TEST(RandomPromptTest, ASeedMayBeginWithAnExcludedToken) {
+  for (uint64_t seed = 0; seed < 32; ++seed) {
+    for (const uint32_t token_id :
+         RandomPrompt(4, seed % 4, 3, {0, 2}, seed, seed + 1)) {
+      EXPECT_EQ(token_id, 1u);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace troupe
