@@ -179,8 +179,8 @@ TEST_F(MovedStreamsTest, AStoppedRouterIsLeftAndTakenBack) {
 
 // Short streams end where they are, long ones move before the time is over.
 TEST_F(MovedStreamsTest, ADrainingRouterLosesNoStream) {
-  Start({"--drain-seconds", "2"});
-  ExpectMoves(MixedRequests(250), [&] { cluster_->router(0).Kill(SIGTERM); });
+  Start({"--drain-seconds", "1"});
+  ExpectMoves(MixedRequests(400), [&] { cluster_->router(0).Kill(SIGTERM); });
   EXPECT_EQ(cluster_->router(0).Wait(), 0);
   EXPECT_EQ(gateway_->Router("router-0").lost_streams(), 0u);
   EXPECT_EQ(gateway_->Router("router-0").failures(), 0u);
