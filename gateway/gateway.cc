@@ -11,13 +11,12 @@
 #include "gateway/gateway_context.h"
 #include "gateway/generate_call.h"
 #include "gateway/stats_call.h"
+#include "gateway/token_calls.h"
 #include "protos/gateway.grpc.pb.h"
 
 namespace troupe {
 namespace {
 
-// Longest list that Detokenize takes.
-constexpr int kMaxDetokenizeIds = 1 << 20;
 // gRPC's own default; a prompt of RequestLimits::max_prompt_bytes fits.
 constexpr int kMaxReceiveBytes = 8 << 20;
 
@@ -53,7 +52,7 @@ class GatewayService final : public v1::Gateway::CallbackService {
       const v1::TokenizeRequest* request,
       v1::TokenizeResponse* response) override {
     return Later(server_context, [this, request, response] {
-      return DoTokenize(*request, *response);
+      return TokenizeText(context_.model, context_.limits, *request, *response);
     });
   }
 
@@ -62,19 +61,14 @@ class GatewayService final : public v1::Gateway::CallbackService {
       const v1::DetokenizeRequest* request,
       v1::DetokenizeResponse* response) override {
     return Later(server_context, [this, request, response] {
-      return DoDetokenize(*request, *response);
+      return DetokenizeIds(context_.model, *request, *response);
     });
   }
 
   grpc::ServerUnaryReactor* GetModel(
       grpc::CallbackServerContext* server_context,
       const v1::GetModelRequest* request, v1::ModelInfo* response) override {
-    *response = DescribeModel(context_.model);
-    const uint32_t routers_context = context_.routers.MaxContext();
-    if (routers_context > 0) {
-      response->set_max_context(
-          std::min(response->max_context(), routers_context));
-    }
+    *response = DescribeServedModel(context_);
     grpc::ServerUnaryReactor* reactor = server_context->DefaultReactor();
     reactor->Finish(grpc::Status::OK);
     return reactor;
@@ -102,52 +96,6 @@ class GatewayService final : public v1::Gateway::CallbackService {
           context_.live_calls.Remove();
         });
     return reactor;
-  }
-
-  absl::Status DoTokenize(const v1::TokenizeRequest& request,
-                          v1::TokenizeResponse& response) const {
-    if (request.text().size() > context_.limits.max_prompt_bytes) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "text: its length in bytes is ", request.text().size(),
-          "; allowed: at most ", context_.limits.max_prompt_bytes));
-    }
-    const Tokenizer& tokenizer = *context_.model.tokenizer;
-    ABSL_ASSIGN_OR_RETURN(
-        const std::vector<int32_t> token_ids,
-        tokenizer.Encode(request.text(),
-                         {.add_special_tokens = request.add_special_tokens(),
-                          .parse_special = request.parse_special()}));
-    for (const int32_t token_id : token_ids) {
-      response.add_token_ids(static_cast<uint32_t>(token_id));
-      response.add_tokens(
-          TokenText(tokenizer, static_cast<uint32_t>(token_id)));
-    }
-    return absl::OkStatus();
-  }
-
-  absl::Status DoDetokenize(const v1::DetokenizeRequest& request,
-                            v1::DetokenizeResponse& response) const {
-    if (request.token_ids_size() > kMaxDetokenizeIds) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("token_ids: its size is ", request.token_ids_size(),
-                       "; allowed: at most ", kMaxDetokenizeIds));
-    }
-    std::vector<int32_t> token_ids;
-    for (int i = 0; i < request.token_ids_size(); ++i) {
-      const uint32_t token_id = request.token_ids(i);
-      if (token_id >= context_.model.config.vocab_size ||
-          !context_.model.tokenizer->IsKnown(static_cast<int32_t>(token_id))) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("token_ids[", i, "] is ", token_id,
-                         ", which is no token of this model"));
-      }
-      token_ids.push_back(static_cast<int32_t>(token_id));
-    }
-    ABSL_ASSIGN_OR_RETURN(*response.mutable_text(),
-                          context_.model.tokenizer->Decode(
-                              token_ids, {.skip_special_tokens =
-                                              !request.keep_special_tokens()}));
-    return absl::OkStatus();
   }
 
   GatewayContext& context_;
