@@ -5,6 +5,7 @@ cmake_minimum_required(VERSION 3.25)
 
 set(allow_common "common")
 set(allow_common_rpc "common;common/rpc;protos")
+set(allow_common_http "common;common/http")
 set(allow_kernels "common;kernels")
 set(allow_model "common;model")
 set(allow_cluster "common;common/rpc;protos;cluster")
@@ -21,10 +22,13 @@ set(allow_router_service_engine
 set(allow_router_service_scheduler
     "${allow_router_service_engine};router_service/scheduler")
 set(allow_router_service "${allow_router_service_scheduler};router_service")
-set(allow_gateway "common;common/rpc;protos;model;cluster;gateway")
+set(allow_gateway
+    "common;common/rpc;common/http;protos;model;cluster;gateway;gateway/openai")
+set(allow_gateway_openai
+    "common;common/http;common/rpc;protos;model;cluster;gateway;gateway/openai")
 
 # The longest folder of this list that starts a path is the path's folder.
-set(folders common common/rpc protos kernels model cluster expert_service
+set(folders common common/rpc common/http protos kernels model cluster expert_service
     router_service router_service/gating router_service/kv_cache
     router_service/attention router_service/dispatch router_service/engine
     router_service/scheduler gateway tools tests)
