@@ -1,6 +1,7 @@
 #include "gateway/gateway.h"
 
 #include <algorithm>
+#include <ctime>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -10,6 +11,7 @@
 #include "common/status_macros.h"
 #include "gateway/gateway_context.h"
 #include "gateway/generate_call.h"
+#include "gateway/openai/http_front.h"
 #include "gateway/stats_call.h"
 #include "gateway/token_calls.h"
 #include "protos/gateway.grpc.pb.h"
@@ -159,6 +161,7 @@ struct Gateway::State {
         routers(PoolOptions(options, model, readiness)),
         work_queue(options.tokenizer_threads),
         context{.name = options.name,
+                .created_s = static_cast<int64_t>(std::time(nullptr)),
                 .model = std::move(model),
                 .limits = options.limits,
                 .router_wait = options.router_wait,
@@ -175,10 +178,13 @@ struct Gateway::State {
   void Stop(milliseconds grace) {
     context.draining = true;
     readiness.Drain();
+    if (http != nullptr) http->server().Drain();
     // The port stays open: a load balancer that asks is told NOT_SERVING.
     context.live_calls.AwaitNone(absl::FromChrono(grace));
     // Those that came last are being told that it drains.
-    server->Shutdown(std::min(grace, milliseconds(100)));
+    const milliseconds last = std::min(grace, milliseconds(100));
+    if (http != nullptr) http->server().Shutdown(last);
+    server->Shutdown(last);
     router_addresses->Stop();
     routers.Stop();
     context.live_calls.AwaitNone();
@@ -192,6 +198,7 @@ struct Gateway::State {
   GatewayContext context;
   GatewayService service;
   std::unique_ptr<RpcServer> server;
+  std::unique_ptr<HttpFront> http;  // may be null
 };
 
 Gateway::Gateway(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -220,6 +227,10 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Start(
   server_options.reflection = options.reflection;
   ABSL_ASSIGN_OR_RETURN(state->server,
                         RpcServer::Start(server_options, {&state->service}));
+  if (!options.http.listen.empty()) {
+    ABSL_ASSIGN_OR_RETURN(state->http,
+                          HttpFront::Start(options.http, state->context));
+  }
   state->readiness.SetServer(state->server.get());
   state->router_addresses->Start(
       [routers = &state->routers](const std::vector<std::string>& addresses) {
@@ -232,6 +243,11 @@ Gateway::~Gateway() { Drain(milliseconds(0)); }
 
 const std::vector<std::string>& Gateway::addresses() const {
   return state_->server->addresses();
+}
+
+const std::vector<std::string>& Gateway::http_addresses() const {
+  static const std::vector<std::string> none;
+  return state_->http == nullptr ? none : state_->http->addresses();
 }
 
 void Gateway::Drain(milliseconds grace) { state_->Stop(grace); }

@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "cluster/address_source.h"
 #include "common/clock.h"
+#include "common/http/http_server.h"
 #include "gateway/generate_plan.h"
 #include "gateway/router_health.h"
 #include "gateway/served_model.h"
@@ -19,6 +20,8 @@ struct GatewayOptions {
   std::string name = "gateway";
   // "host:port" (port 0: any free one) or "unix:/path".
   std::vector<std::string> listen = {"127.0.0.1:7070"};
+  // The HTTP port; no addresses: none.
+  HttpServerOptions http;
   // Addresses, "file:/path" and "dns:name:port": specs of an AddressSource.
   std::vector<std::string> routers;
   AddressSourceOptions discovery;  // without specs
@@ -46,7 +49,9 @@ class Gateway {
   // Ends calls that still run.
   ~Gateway();
 
+  // Of gRPC, and of HTTP.
   const std::vector<std::string>& addresses() const;
+  const std::vector<std::string>& http_addresses() const;
 
   // NOT_SERVING and no new generations from now on; returns when the running
   // ones have ended, those that outlast `grace` by cancellation. Statistics and

@@ -73,7 +73,8 @@ class LiveCalls {
 // Outlives every call: its owner stops the server, then waits for live_calls.
 struct GatewayContext {
   // Constant after construction.
-  std::string name;  // of this process
+  std::string name;       // of this process
+  int64_t created_s = 0;  // its start, since the epoch
   ServedModel model;
   RequestLimits limits;
   // A sequence without a router waits that long for one.

@@ -24,9 +24,10 @@ class GenerateCall final
   void Begin() { generation_->Begin(); }
 
  private:
-  void Write(v1::GenerateResponse response) override {
+  bool Write(v1::GenerateResponse response) override {
     response_ = std::move(response);
     StartWrite(&response_);
+    return false;
   }
   void Finish(const grpc::Status& status) override {
     grpc::ServerWriteReactor<v1::GenerateResponse>::Finish(status);

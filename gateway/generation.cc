@@ -467,11 +467,11 @@ void Generation::End(const grpc::Status& status) {
 
 void Generation::Pump() {
   if (writing_ || finished_) return;
-  if (!outbox_.empty()) {
-    writing_ = true;
+  while (!outbox_.empty()) {
     v1::GenerateResponse response = std::move(outbox_.front());
     outbox_.pop_front();
-    client_.Write(std::move(response));
+    if (client_.Write(std::move(response))) continue;
+    writing_ = true;
     return;
   }
   if (ending_) {

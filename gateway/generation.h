@@ -23,8 +23,9 @@ namespace troupe {
 class GenerationClient {
  public:
   virtual ~GenerationClient() = default;
-  // The next one comes after Generation::OnWritten.
-  virtual void Write(v1::GenerateResponse response) = 0;
+  // True: it was taken, and the next one may come at once. False: that comes
+  // after Generation::OnWritten.
+  virtual bool Write(v1::GenerateResponse response) = 0;
   // Nothing comes after it; the client may go.
   virtual void Finish(const grpc::Status& status) = 0;
 };

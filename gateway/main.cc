@@ -48,6 +48,21 @@ void AddFlags(CLI::App& app, Flags& flags) {
       ->envname("TROUPE_LISTEN")
       ->delimiter(',')
       ->capture_default_str();
+  app.add_option("--http-listen", flags.gateway.http.listen,
+                 "host:port (port 0: any) of the OpenAI-style HTTP API; may be "
+                 "repeated; default: none")
+      ->envname("TROUPE_HTTP_LISTEN")
+      ->delimiter(',');
+  app.add_option("--http-max-connections", flags.gateway.http.max_connections,
+                 "HTTP connections at a time; more are refused with 503")
+      ->envname("TROUPE_HTTP_MAX_CONNECTIONS")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  app.add_option("--http-max-body-bytes", flags.gateway.http.max_body_bytes,
+                 "Largest body of an HTTP request")
+      ->envname("TROUPE_HTTP_MAX_BODY_BYTES")
+      ->check(CLI::Range(1024, 64 << 20))
+      ->capture_default_str();
   app.add_option("--max-requests", flags.gateway.max_requests,
                  "Requests in progress; more are refused")
       ->envname("TROUPE_MAX_REQUESTS")
@@ -131,6 +146,9 @@ int Run(const Flags& flags) {
   // For whoever started this process with port 0.
   for (const std::string& address : (*gateway)->addresses()) {
     std::printf("listening on %s\n", address.c_str());
+  }
+  for (const std::string& address : (*gateway)->http_addresses()) {
+    std::printf("http on %s\n", address.c_str());
   }
   std::fflush(stdout);
   const std::chrono::seconds grace(flags.drain_seconds);

@@ -31,7 +31,7 @@ def one_start(program, args, more):
     start = time.monotonic()
     serve = subprocess.Popen(
         [program, "serve", args.model_dir, "--experts", str(args.experts),
-         "--listen", "127.0.0.1:0", *more],
+         "--listen", "127.0.0.1:0", "--http", "none", *more],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     lines = []
     seconds = None

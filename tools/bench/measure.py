@@ -113,6 +113,7 @@ class Cluster:
                 model_dir,
                 f"--experts={num_experts}",
                 "--listen=127.0.0.1:0",
+                "--http=none",
             ],
             stdout=self._log,
             stderr=subprocess.STDOUT,

@@ -35,6 +35,7 @@ struct Flags {
   GenerationFlags generation;
   CLI::Option* once_option = nullptr;
   CLI::Option* log_level_option = nullptr;
+  CLI::Option* http_option = nullptr;
 };
 
 // A folder for sockets that nobody else may enter; gone at the end.
@@ -127,12 +128,14 @@ class Addresses {
 
   bool Take(const std::string& process, const std::string& line) {
     absl::string_view rest = line;
-    if (process != "gateway" || !absl::ConsumePrefix(&rest, "listening on ")) {
-      return false;
-    }
+    if (process != "gateway") return false;
+    const bool http = absl::ConsumePrefix(&rest, "http on ");
+    if (!http && !absl::ConsumePrefix(&rest, "listening on ")) return false;
+    const std::string address =
+        http ? absl::StrCat("http://", rest) : std::string(rest);
     // A gateway that was started again says the same.
-    if (rest != inner_ && !absl::StrContains(all_, rest)) {
-      absl::StrAppend(&all_, all_.empty() ? "" : ", ", rest);
+    if (rest != inner_ && !absl::StrContains(all_, address)) {
+      absl::StrAppend(&all_, all_.empty() ? "" : ", ", address);
     }
     return true;
   }
@@ -184,6 +187,7 @@ absl::Status Serve(Flags& flags) {
   if (once && flags.log_level_option->count() == 0) {
     flags.serve.log_level = "warn";
   }
+  if (once && flags.http_option->count() == 0) flags.serve.http = {"none"};
   const NewAddress new_address =
       [&](const std::string& name) -> absl::StatusOr<std::string> {
     if (flags.transport == "tcp") return FreeTcpAddress();
@@ -262,6 +266,11 @@ void AddClusterFlags(CLI::App& app, Flags& flags) {
                  "The gateway's address: host:port (port 0: any) or "
                  "unix:/path; may be repeated")
       ->capture_default_str();
+  flags.http_option =
+      app.add_option("--http", serve.http,
+                     "Of the OpenAI-style HTTP API: host:port (port 0: any) "
+                     "or none, which --once means, too; may be repeated")
+          ->capture_default_str();
   app.add_option("--model-name", serve.model_name,
                  "Default: the folder's name");
   app.add_option("--transport", flags.transport,

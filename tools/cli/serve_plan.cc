@@ -139,6 +139,9 @@ absl::StatusOr<std::vector<ProcessSpec>> PlanProcesses(
     AddFlag(gateway.arguments, "--listen", listen);
   }
   AddFlag(gateway.arguments, "--listen", gateway.address);
+  for (const std::string& http : options.http) {
+    if (http != "none") AddFlag(gateway.arguments, "--http-listen", http);
+  }
   if (!options.model_name.empty()) {
     AddFlag(gateway.arguments, "--model-name", options.model_name);
   }

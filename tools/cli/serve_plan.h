@@ -21,6 +21,7 @@ struct ServeOptions {
   size_t replicas = 1;  // of every expert process
   size_t num_routers = 1;
   std::vector<std::string> listen = {"127.0.0.1:7070"};  // of the gateway
+  std::vector<std::string> http = {"127.0.0.1:8080"};    // "none": no HTTP
   std::string model_name;       // empty: the folder's name
   size_t threads = 0;           // of each process's kernels
   size_t kv_blocks = 0;         // per router; 0: by the router's own default

@@ -106,8 +106,8 @@ class ClusterTest : public testing::Test {
 
   // Starts a cluster on address_ and waits until it is ready.
   std::unique_ptr<Troupe> Serve(std::vector<std::string> flags) {
-    std::vector<std::string> arguments = {"serve", kModel, "--listen",
-                                          address_};
+    std::vector<std::string> arguments = {"serve",  kModel,   "--listen",
+                                          address_, "--http", "none"};
     arguments.insert(arguments.end(), flags.begin(), flags.end());
     auto cluster = std::make_unique<Troupe>(arguments);
     EXPECT_THAT(cluster->AwaitLine("ready: gateway on"), HasSubstr(address_));
@@ -333,7 +333,7 @@ TEST_F(ClusterTest, ABrokenCheckpointStartsNothing) {
   std::filesystem::resize_file(
       model + "/model.safetensors",
       std::filesystem::file_size(model + "/model.safetensors") / 2);
-  Troupe serve({"serve", model, "--listen", address_});
+  Troupe serve({"serve", model, "--listen", address_, "--http", "none"});
   EXPECT_EQ(serve.Wait(), 1);
   EXPECT_THAT(serve.errors(), HasSubstr("failed at start-up"));
   EXPECT_THAT(serve.errors(), HasSubstr("model.safetensors"));
@@ -342,7 +342,7 @@ TEST_F(ClusterTest, ABrokenCheckpointStartsNothing) {
 
 TEST_F(ClusterTest, AnAddressInUseStartsNothing) {
   const auto cluster = Serve({"--experts", "1"});
-  Troupe second({"serve", kModel, "--listen", address_});
+  Troupe second({"serve", kModel, "--listen", address_, "--http", "none"});
   EXPECT_EQ(second.Wait(), 1);
   EXPECT_THAT(second.errors(), HasSubstr("in use"));
   EXPECT_EQ(NumRunDirs(), 1u);

@@ -1,0 +1,290 @@
+#include "gateway/openai/http_front.h"
+
+#include <sys/random.h>
+
+#include <functional>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/strip.h"
+#include "common/check.h"
+#include "common/status_macros.h"
+#include "gateway/openai/api_error.h"
+#include "gateway/openai/json_fields.h"
+#include "gateway/openai/openai_call.h"
+#include "gateway/token_calls.h"
+#include "model/strict_json.h"
+
+namespace troupe {
+namespace {
+
+using nlohmann::json;
+
+constexpr char kVersion[] = TROUPE_VERSION;
+constexpr size_t kMaxRequestIdBytes = 128;
+
+// The client's, when it may stand in a log, else one of our own.
+std::string RequestIdOf(const HttpRequest& request) {
+  const absl::string_view given = request.Header("x-request-id");
+  const bool usable = !given.empty() && given.size() <= kMaxRequestIdBytes &&
+                      std::all_of(given.begin(), given.end(),
+                                  [](char c) { return c > ' ' && c <= '~'; });
+  if (usable) return std::string(given);
+  uint64_t number[2] = {};
+  CHECK_EQ(getrandom(number, sizeof(number), 0),
+           static_cast<ssize_t>(sizeof(number)));
+  return absl::StrFormat("%016x%016x", number[0], number[1]);
+}
+
+json ModelJson(const GatewayContext& context) {
+  return {{"id", context.model.name},
+          {"object", "model"},
+          {"created", context.created_s},
+          {"owned_by", "troupe"},
+          {"root", context.model.name},
+          {"max_model_len", DescribeServedModel(context).max_context()}};
+}
+
+absl::StatusOr<json> ParseBody(const HttpRequest& request) {
+  ABSL_ASSIGN_OR_RETURN(json body, ParseStrictJson(request.body, "the body"));
+  if (!body.is_object()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the body is ", KindOf(body), ", not an object"));
+  }
+  return body;
+}
+
+absl::StatusOr<json> Tokenize(const GatewayContext& context,
+                              const HttpRequest& http) {
+  ABSL_ASSIGN_OR_RETURN(const json body, ParseBody(http));
+  JsonFields fields(body, "");
+  const auto prompt = fields.Text("prompt");
+  const bool add_special = fields.Bool("add_special_tokens").value_or(true);
+  const bool with_texts = fields.Bool("return_token_strs").value_or(false);
+  if (!prompt) fields.Fail("prompt", "is missing");
+  ABSL_RETURN_IF_ERROR(fields.status());
+  v1::TokenizeRequest request;
+  request.set_text(*prompt);
+  request.set_add_special_tokens(add_special);
+  v1::TokenizeResponse response;
+  ABSL_RETURN_IF_ERROR(
+      TokenizeText(context.model, context.limits, request, response));
+  json result = {{"count", response.token_ids_size()},
+                 {"max_model_len", DescribeServedModel(context).max_context()},
+                 {"tokens", json::array()},
+                 {"token_strs", nullptr}};
+  for (const uint32_t token_id : response.token_ids()) {
+    result["tokens"].push_back(token_id);
+  }
+  if (with_texts) {
+    json& texts = result["token_strs"] = json::array();
+    for (const std::string& text : response.tokens()) texts.push_back(text);
+  }
+  return result;
+}
+
+absl::StatusOr<json> Detokenize(const GatewayContext& context,
+                                const HttpRequest& http) {
+  ABSL_ASSIGN_OR_RETURN(const json body, ParseBody(http));
+  JsonFields fields(body, "");
+  v1::DetokenizeRequest request;
+  const json* tokens = fields.Find("tokens");
+  if (tokens == nullptr || !tokens->is_array()) {
+    fields.Fail("tokens", "is not an array of token ids");
+  } else {
+    for (const uint32_t token_id :
+         fields.TokenIds("tokens", *tokens, size_t{1} << 20)) {
+      request.add_token_ids(token_id);
+    }
+  }
+  ABSL_RETURN_IF_ERROR(fields.status());
+  v1::DetokenizeResponse response;
+  ABSL_RETURN_IF_ERROR(DetokenizeIds(context.model, request, response));
+  return json{{"prompt", response.text()}};
+}
+
+json TokenizerInfo(const ServedModel& model) {
+  const auto text = [&](std::optional<int32_t> token_id) {
+    return token_id ? json(TokenText(*model.tokenizer,
+                                     static_cast<uint32_t>(*token_id)))
+                    : json(nullptr);
+  };
+  return {{"tokenizer_class", model.tokenizer->name()},
+          {"bos_token", text(model.tokenizer->bos_token_id())},
+          {"eos_token", text(model.tokenizer->eos_token_id())},
+          {"vocab_size", model.config.vocab_size},
+          {"chat_template", model.chat_template.empty()
+                                ? json(nullptr)
+                                : json(model.chat_template)}};
+}
+
+// 200 while requests are taken.
+HttpResponse Readiness(const GatewayContext& context) {
+  if (context.draining) {
+    return HttpErrorResponse(503, "this gateway is draining");
+  }
+  if (context.routers.MaxContext() == 0) {
+    return HttpErrorResponse(
+        503, absl::StrCat("no router is ready: ", context.routers.Explain()));
+  }
+  return HttpResponse();
+}
+
+bool IsJson(const HttpRequest& request) {
+  absl::string_view type = request.Header("content-type");
+  type = absl::StripAsciiWhitespace(type.substr(0, type.find(';')));
+  return absl::EqualsIgnoreCase(type, "application/json");
+}
+
+// Requests of one kind and how they are answered.
+struct Route {
+  const char* method;
+  const char* path;
+  void (*handle)(GatewayContext&, const std::shared_ptr<HttpExchange>&,
+                 const std::string& request_id);
+};
+
+void Answer(const std::shared_ptr<HttpExchange>& exchange,
+            const std::string& request_id, HttpResponse response) {
+  response.headers.push_back({"x-request-id", request_id});
+  exchange->Respond(std::move(response));
+}
+
+// On the work queue: texts may be long. Counts as a request in progress.
+template <typename Work>
+void AnswerLater(GatewayContext& context,
+                 const std::shared_ptr<HttpExchange>& exchange,
+                 const std::string& request_id, Work work) {
+  auto ticket =
+      std::make_shared<Admission::Ticket>(context.admission.TryEnter());
+  if (!*ticket) {
+    return Answer(exchange, request_id,
+                  ErrorResponse(ToApiError(
+                      absl::ResourceExhaustedError("the queue is full"),
+                      context.admission.RetryDelayMs())));
+  }
+  auto live = std::make_shared<LiveCalls::Guard>(context.live_calls);
+  context.work_queue.Post([&context, exchange, request_id, work,
+                           ticket = std::move(ticket), live = std::move(live)] {
+    const absl::StatusOr<json> result = work(context, exchange->request());
+    *ticket = Admission::Ticket();
+    Answer(exchange, request_id,
+           result.ok() ? JsonResponse(200, *result)
+                       : ErrorResponse(ToApiError(result.status())));
+  });
+}
+
+template <bool kIsChat>
+void Generate(GatewayContext& context,
+              const std::shared_ptr<HttpExchange>& exchange,
+              const std::string& request_id) {
+  StartOpenAiCall(context, exchange, kIsChat, request_id);
+}
+
+constexpr Route kRoutes[] = {
+    {"POST", "/v1/completions", Generate<false>},
+    {"POST", "/v1/chat/completions", Generate<true>},
+    {"POST", "/v1/embeddings",
+     [](GatewayContext& context, const auto& exchange, const auto& id) {
+       ApiError error = ToApiError(absl::InvalidArgumentError(absl::StrCat(
+           "the model ", context.model.name, " makes no embeddings")));
+       error.code = "unsupported_endpoint";
+       Answer(exchange, id, ErrorResponse(error));
+     }},
+    {"GET", "/v1/models",
+     [](GatewayContext& context, const auto& exchange, const auto& id) {
+       Answer(exchange, id,
+              JsonResponse(200, {{"object", "list"},
+                                 {"data", json::array({ModelJson(context)})}}));
+     }},
+    {"POST", "/tokenize",
+     [](GatewayContext& context, const auto& exchange, const auto& id) {
+       AnswerLater(context, exchange, id, Tokenize);
+     }},
+    {"POST", "/detokenize",
+     [](GatewayContext& context, const auto& exchange, const auto& id) {
+       AnswerLater(context, exchange, id, Detokenize);
+     }},
+    {"GET", "/tokenizer_info",
+     [](GatewayContext& context, const auto& exchange, const auto& id) {
+       Answer(exchange, id, JsonResponse(200, TokenizerInfo(context.model)));
+     }},
+    {"GET", "/health",
+     [](GatewayContext& context, const auto& exchange, const auto& id) {
+       Answer(exchange, id, Readiness(context));
+     }},
+    {"GET", "/ready",
+     [](GatewayContext& context, const auto& exchange, const auto& id) {
+       Answer(exchange, id, Readiness(context));
+     }},
+    {"GET", "/ping",
+     [](GatewayContext& context, const auto& exchange, const auto& id) {
+       Answer(exchange, id, Readiness(context));
+     }},
+    {"GET", "/version",
+     [](GatewayContext&, const auto& exchange, const auto& id) {
+       Answer(exchange, id, JsonResponse(200, {{"version", kVersion}}));
+     }},
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<HttpFront>> HttpFront::Start(
+    HttpServerOptions options, GatewayContext& context) {
+  std::unique_ptr<HttpFront> front(new HttpFront(context));
+  options.make_error = HttpErrorResponse;
+  ABSL_ASSIGN_OR_RETURN(
+      front->server_,
+      HttpServer::Start(options, [front = front.get()](
+                                     std::shared_ptr<HttpExchange> exchange) {
+        front->Handle(std::move(exchange));
+      }));
+  return front;
+}
+
+void HttpFront::Handle(std::shared_ptr<HttpExchange> exchange) {
+  const HttpRequest& request = exchange->request();
+  const std::string request_id = RequestIdOf(request);
+  // HEAD is GET; the server leaves the body out.
+  const std::string method = request.method == "HEAD" ? "GET" : request.method;
+  std::string allowed;
+  for (const Route& route : kRoutes) {
+    if (request.path != route.path) continue;
+    if (method != route.method) {
+      allowed = route.method;
+      continue;
+    }
+    if (method == "POST" && !IsJson(request)) {
+      return Answer(
+          exchange, request_id,
+          HttpErrorResponse(415, "content-type must be application/json"));
+    }
+    return route.handle(context_, exchange, request_id);
+  }
+  absl::string_view model = request.path;
+  if (method == "GET" && absl::ConsumePrefix(&model, "/v1/models/")) {
+    if (model == context_.model.name) {
+      return Answer(exchange, request_id,
+                    JsonResponse(200, ModelJson(context_)));
+    }
+    return Answer(exchange, request_id,
+                  ErrorResponse(ToApiError(absl::NotFoundError(absl::StrCat(
+                      "model is \"", Printable(std::string(model)),
+                      "\"; served: \"", context_.model.name, "\"")))));
+  }
+  if (!allowed.empty()) {
+    HttpResponse response = HttpErrorResponse(
+        405, absl::StrCat(Printable(request.method), " ", request.path,
+                          " is not possible; ", allowed, " is"));
+    response.headers.push_back({"allow", allowed});
+    return Answer(exchange, request_id, std::move(response));
+  }
+  Answer(exchange, request_id,
+         HttpErrorResponse(
+             404, absl::StrCat("there is no ", Printable(request.method), " ",
+                               Printable(request.path))));
+}
+
+}  // namespace troupe
