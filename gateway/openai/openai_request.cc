@@ -66,6 +66,9 @@ class Reader {
     base_.set_logprobs(request_.logprobs);
     base_.set_top_logprobs(static_cast<uint32_t>(
         fields_.Integer("top_logprobs", 0, kMaxCount).value_or(0)));
+    if (base_.top_logprobs() > 0 && !request_.logprobs) {
+      fields_.Fail("top_logprobs", "is set, but logprobs is false");
+    }
     // Both names; the new one counts.
     auto max_tokens = fields_.Integer("max_completion_tokens", 1, kMaxCount);
     if (!max_tokens) max_tokens = fields_.Integer("max_tokens", 1, kMaxCount);

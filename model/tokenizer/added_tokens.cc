@@ -138,8 +138,9 @@ absl::StatusOr<AddedTokens> AddedTokens::Parse(
   return added;
 }
 
-std::vector<Segment> AddedTokens::Split(absl::string_view text, bool normalized,
-                                        bool parse_special) const {
+std::vector<Segment> AddedTokens::Split(
+    absl::string_view text, bool normalized, bool parse_special,
+    absl::Span<const size_t> literal_at) const {
   const PrefixMatcher& matcher =
       normalized ? normalized_matcher_ : raw_matcher_;
   std::vector<Segment> segments;
@@ -159,7 +160,11 @@ std::vector<Segment> AddedTokens::Split(absl::string_view text, bool normalized,
     size_t end = at + match->num_bytes;
     at = end;
     const AddedToken& token = tokens_[match->value];
-    if (token.special && !parse_special) continue;
+    if (token.special &&
+        (!parse_special ||
+         std::binary_search(literal_at.begin(), literal_at.end(), begin))) {
+      continue;
+    }
     if (token.single_word &&
         (WordEndsIn(text.substr(0, begin)) || WordStarts(text.substr(end)))) {
       continue;

@@ -11,6 +11,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
 #include "model/tokenizer/byte_range.h"
 #include "model/tokenizer/json_value.h"
 #include "model/tokenizer/normalizer.h"
@@ -44,9 +45,12 @@ class AddedTokens {
       const Normalizer& normalizer);
 
   // Splits a text by the tokens that are looked for before it is normalized
-  // or, with `normalized`, those after. No segment is empty.
+  // or, with `normalized`, those after. No segment is empty. Control tokens
+  // count with parse_special, but for those that begin at one of literal_at
+  // (ascending).
   std::vector<Segment> Split(absl::string_view text, bool normalized,
-                             bool parse_special) const;
+                             bool parse_special,
+                             absl::Span<const size_t> literal_at = {}) const;
 
   // Null when the id is no added token.
   const AddedToken* Find(int32_t id) const;

@@ -92,15 +92,23 @@ absl::StatusOr<std::vector<int32_t>> JsonTokenizer::Encode(
   if (options.add_special_tokens) ids = post_processor_.prefix;
   BpeModel::Scratch scratch;
   for (const Segment& raw :
-       added_.Split(text, /*normalized=*/false, options.parse_special)) {
+       added_.Split(text, /*normalized=*/false, options.parse_special,
+                    options.literal_at)) {
     if (raw.token_id != Vocabulary::kNone) {
       ids.push_back(raw.token_id);
       continue;
     }
     ABSL_ASSIGN_OR_RETURN(const std::string normalized,
                           normalizer_.Apply(raw.range.Of(text)));
+    // Normalizing moves offsets: a part with a literal one has no control
+    // tokens at all.
+    const auto literal = std::lower_bound(
+        options.literal_at.begin(), options.literal_at.end(), raw.range.begin);
+    const bool parse_special =
+        options.parse_special &&
+        (literal == options.literal_at.end() || *literal >= raw.range.end);
     for (const Segment& segment :
-         added_.Split(normalized, /*normalized=*/true, options.parse_special)) {
+         added_.Split(normalized, /*normalized=*/true, parse_special)) {
       if (segment.token_id != Vocabulary::kNone) {
         ids.push_back(segment.token_id);
         continue;

@@ -411,8 +411,9 @@ absl::StatusOr<std::vector<int32_t>> SentencePieceTokenizer::Encode(
   size_t done = 0;
   for (size_t at = 0; options.parse_special && at < text.size();) {
     const auto match = control_.Find(text.substr(at));
-    if (!match) {
-      ++at;
+    if (!match || std::binary_search(options.literal_at.begin(),
+                                     options.literal_at.end(), at)) {
+      at += match ? match->num_bytes : 1;
       continue;
     }
     EncodePlain(text.substr(done, at - done), &ids);

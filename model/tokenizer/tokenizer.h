@@ -32,6 +32,9 @@ class Tokenizer {
     // Text such as "<|endoftext|>" becomes the control token. Off for text of
     // users, who could otherwise forge turns of a chat.
     bool parse_special = false;
+    // Byte offsets, ascending, at which no control token begins all the same:
+    // where text of users came into one with control tokens.
+    std::vector<size_t> literal_at = {};
   };
 
   struct DecodeOptions {
