@@ -60,11 +60,6 @@ void KeyLease::Charge(uint64_t num_tokens) {
   }
 }
 
-RateLimitState KeyLease::rate_limits() const {
-  return limiter_ == nullptr ? RateLimitState()
-                             : limiter_->state(clock_->Now());
-}
-
 absl::StatusOr<KeyStore::Found> Authenticator::Identify(
     absl::string_view authorization) {
   const absl::string_view presented = BearerKey(authorization);

@@ -25,6 +25,22 @@ enum class CallKind {
   kAdmin,     // free; for keys of the admin role
 };
 
+// What is left of a key's limits, also after its lease has gone. A value.
+class RateLimitReader {
+ public:
+  RateLimitReader() = default;  // of nobody: no limits
+  RateLimitReader(std::shared_ptr<RateLimiter> limiter, const Clock* clock)
+      : limiter_(std::move(limiter)), clock_(clock) {}
+  RateLimitState Read() const {
+    return limiter_ == nullptr ? RateLimitState()
+                               : limiter_->state(clock_->Now());
+  }
+
+ private:
+  std::shared_ptr<RateLimiter> limiter_;
+  const Clock* clock_ = nullptr;
+};
+
 // A caller that was let in. While a kGenerate call's lease lives it holds one
 // of its key's places; at the end what it reserved and did not use is given
 // back. Empty: nobody. Move-only; one thread at a time.
@@ -51,8 +67,8 @@ class KeyLease {
   // Tokens were generated.
   void Charge(uint64_t num_tokens);
 
-  // Now, for the x-ratelimit headers; without limits where there are none.
-  RateLimitState rate_limits() const;
+  // For the x-ratelimit headers.
+  RateLimitReader rate_limits() const { return {limiter_, clock_}; }
 
  private:
   friend class Authenticator;

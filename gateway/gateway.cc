@@ -9,8 +9,10 @@
 #include "common/rpc/rpc_server.h"
 #include "common/rpc/status.h"
 #include "common/status_macros.h"
+#include "gateway/exposure.h"
 #include "gateway/gateway_context.h"
 #include "gateway/generate_call.h"
+#include "gateway/grpc_admission.h"
 #include "gateway/openai/http_front.h"
 #include "gateway/stats_call.h"
 #include "gateway/token_calls.h"
@@ -37,16 +39,19 @@ class GatewayService final : public v1::Gateway::CallbackService {
   grpc::ServerUnaryReactor* GetStats(
       grpc::CallbackServerContext* server_context,
       const v1::GetStatsRequest* request, v1::ClusterStats* response) override {
+    const grpc::Status refused = Refusal(*server_context, CallKind::kAdmin);
+    if (!refused.ok()) return FinishedCall(server_context, refused);
     return StartStatsCall(context_, server_context, request, response);
   }
 
   grpc::ServerUnaryReactor* ReportBalance(
       grpc::CallbackServerContext* server_context,
       const v1::BalanceReport* request, v1::ReportBalanceResponse*) override {
-    grpc::ServerUnaryReactor* reactor = server_context->DefaultReactor();
-    reactor->Finish(ToGrpcStatus(
-        context_.balance_board.Report(*request, Clock::Real().Now())));
-    return reactor;
+    const grpc::Status refused = Refusal(*server_context, CallKind::kAdmin);
+    if (!refused.ok()) return FinishedCall(server_context, refused);
+    return FinishedCall(server_context,
+                        ToGrpcStatus(context_.balance_board.Report(
+                            *request, Clock::Real().Now())));
   }
 
   grpc::ServerUnaryReactor* Tokenize(
@@ -70,9 +75,22 @@ class GatewayService final : public v1::Gateway::CallbackService {
   grpc::ServerUnaryReactor* GetModel(
       grpc::CallbackServerContext* server_context,
       const v1::GetModelRequest* request, v1::ModelInfo* response) override {
-    *response = DescribeServedModel(context_);
+    const grpc::Status refused = Refusal(*server_context, CallKind::kLook);
+    if (refused.ok()) *response = DescribeServedModel(context_);
+    return FinishedCall(server_context, refused);
+  }
+
+  // OK when the caller's key may make such a call, which holds nothing.
+  grpc::Status Refusal(const grpc::CallbackServerContext& server_context,
+                       CallKind kind) {
+    return ToGrpcRefusal(
+        AdmitGrpcCall(context_.authenticator, server_context, kind).status());
+  }
+
+  static grpc::ServerUnaryReactor* FinishedCall(
+      grpc::CallbackServerContext* server_context, const grpc::Status& status) {
     grpc::ServerUnaryReactor* reactor = server_context->DefaultReactor();
-    reactor->Finish(grpc::Status::OK);
+    reactor->Finish(status);
     return reactor;
   }
 
@@ -80,15 +98,18 @@ class GatewayService final : public v1::Gateway::CallbackService {
   // call counts against the bound on requests while it waits.
   grpc::ServerUnaryReactor* Later(grpc::CallbackServerContext* server_context,
                                   std::function<absl::Status()> work) {
-    grpc::ServerUnaryReactor* reactor = server_context->DefaultReactor();
-    auto ticket =
-        std::make_shared<Admission::Ticket>(context_.admission.TryEnter());
-    if (!*ticket) {
-      reactor->Finish(ResourceExhaustedStatus(
-          absl::ResourceExhaustedError("the queue is full"),
-          context_.admission.RetryDelayMs()));
-      return reactor;
+    const absl::StatusOr<KeyLease> lease = AdmitGrpcCall(
+        context_.authenticator, *server_context, CallKind::kCompute);
+    if (!lease.ok()) {
+      return FinishedCall(server_context, ToGrpcRefusal(lease.status()));
     }
+    absl::StatusOr<Admission::Ticket> place =
+        context_.admission.TryEnter(lease->ToAdmissionRequest(0));
+    if (!place.ok()) {
+      return FinishedCall(server_context, ToGrpcRefusal(place.status()));
+    }
+    auto ticket = std::make_shared<Admission::Ticket>(*std::move(place));
+    grpc::ServerUnaryReactor* reactor = server_context->DefaultReactor();
     context_.live_calls.Add();
     context_.work_queue.Post(
         [this, reactor, ticket = std::move(ticket), work = std::move(work)] {
@@ -155,8 +176,13 @@ RouterPoolOptions PoolOptions(const GatewayOptions& options,
 // when no call uses it any more.
 struct Gateway::State {
   State(const GatewayOptions& options, ServedModel model,
-        std::unique_ptr<AddressSource> source)
-      : admission(options.max_requests),
+        std::unique_ptr<AddressSource> source, std::unique_ptr<KeyStore> keys)
+      : admission(
+            {.max_requests = options.max_requests,
+             .max_waiting_prompt_tokens = options.max_waiting_prompt_tokens},
+            *options.limit_clock),
+        key_store(std::move(keys)),
+        authenticator(key_store.get(), *options.limit_clock),
         router_addresses(std::move(source)),
         routers(PoolOptions(options, model, readiness)),
         work_queue(options.tokenizer_threads),
@@ -169,6 +195,7 @@ struct Gateway::State {
                 .counters = {},
                 .balance_board = {},
                 .admission = admission,
+                .authenticator = authenticator,
                 .router_addresses = *router_addresses,
                 .routers = routers,
                 .work_queue = work_queue,
@@ -192,6 +219,8 @@ struct Gateway::State {
 
   Readiness readiness;
   Admission admission;
+  const std::unique_ptr<KeyStore> key_store;  // nullptr: no keys
+  Authenticator authenticator;
   std::unique_ptr<AddressSource> router_addresses;
   RouterPool routers;
   WorkQueue work_queue;
@@ -219,8 +248,13 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Start(
     return absl::InvalidArgumentError(
         absl::StrCat("routers: ", std::string(source.status().message())));
   }
-  auto state =
-      std::make_unique<State>(options, std::move(model), *std::move(source));
+  std::unique_ptr<KeyStore> keys;
+  if (!options.api_keys.empty()) {
+    ABSL_ASSIGN_OR_RETURN(
+        keys, KeyStore::Open({.path = options.api_keys}, *options.limit_clock));
+  }
+  auto state = std::make_unique<State>(options, std::move(model),
+                                       *std::move(source), std::move(keys));
   RpcServerOptions server_options;
   server_options.listen = options.listen;
   server_options.max_receive_bytes = kMaxReceiveBytes;
@@ -230,6 +264,16 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Start(
   if (!options.http.listen.empty()) {
     ABSL_ASSIGN_OR_RETURN(state->http,
                           HttpFront::Start(options.http, state->context));
+  }
+  const bool demands_keys = state->authenticator.demands_keys();
+  for (const std::string& address : state->server->addresses()) {
+    WarnWhenOpen(address, demands_keys, /*demands_certificates=*/false);
+  }
+  if (state->http != nullptr) {
+    for (const std::string& address : state->http->addresses()) {
+      WarnWhenOpen(address, demands_keys,
+                   !options.http.tls_client_ca_file.empty());
+    }
   }
   state->readiness.SetServer(state->server.get());
   state->router_addresses->Start(

@@ -27,6 +27,13 @@ struct GatewayOptions {
   AddressSourceOptions discovery;  // without specs
   // Requests in progress; one more is refused with RESOURCE_EXHAUSTED.
   uint32_t max_requests = 256;
+  // So when the prompts that wait for their first token have more tokens; 0:
+  // no bound.
+  uint64_t max_waiting_prompt_tokens = 1 << 20;
+  // File of API keys (api_keys.h), watched; empty: none are demanded.
+  std::string api_keys;
+  // Of the limits of keys and the waits that refusals tell.
+  const Clock* limit_clock = &Clock::Real();
   RequestLimits limits;
   // A sequence without a router (none is ready, or its own was lost) waits
   // that long for one, and not longer than the call's deadline.

@@ -12,6 +12,7 @@
 #include "cluster/address_source.h"
 #include "common/clock.h"
 #include "gateway/admission.h"
+#include "gateway/authenticator.h"
 #include "gateway/balance_board.h"
 #include "gateway/generate_plan.h"
 #include "gateway/router_pool.h"
@@ -87,6 +88,7 @@ struct GatewayContext {
   GatewayCounters counters;
   BalanceBoard balance_board;
   Admission& admission;
+  Authenticator& authenticator;
   AddressSource& router_addresses;
   RouterPool& routers;
   WorkQueue& work_queue;

@@ -5,6 +5,7 @@
 
 #include "common/rpc/rpc_channel.h"
 #include "gateway/generation.h"
+#include "gateway/grpc_admission.h"
 
 namespace troupe {
 namespace {
@@ -16,10 +17,10 @@ class GenerateCall final
  public:
   GenerateCall(GatewayContext& context,
                grpc::CallbackServerContext* server_context,
-               const v1::GenerateRequest& request)
+               const v1::GenerateRequest& request, KeyLease lease)
       : generation_(std::make_shared<Generation>(
-            context, *this, request,
-            ToSteadyTime(server_context->deadline()))) {}
+            context, *this, request, ToSteadyTime(server_context->deadline()),
+            std::move(lease))) {}
 
   void Begin() { generation_->Begin(); }
 
@@ -41,12 +42,26 @@ class GenerateCall final
   v1::GenerateResponse response_;  // being written
 };
 
+// A call that ends with this status at once.
+class RefusedCall final
+    : public grpc::ServerWriteReactor<v1::GenerateResponse> {
+ public:
+  explicit RefusedCall(const grpc::Status& status) { Finish(status); }
+
+ private:
+  void OnDone() override { delete this; }
+};
+
 }  // namespace
 
 grpc::ServerWriteReactor<v1::GenerateResponse>* StartGenerateCall(
     GatewayContext& context, grpc::CallbackServerContext* server_context,
     const v1::GenerateRequest* request) {
-  auto* call = new GenerateCall(context, server_context, *request);
+  absl::StatusOr<KeyLease> lease = AdmitGrpcCall(
+      context.authenticator, *server_context, CallKind::kGenerate);
+  if (!lease.ok()) return new RefusedCall(ToGrpcRefusal(lease.status()));
+  auto* call =
+      new GenerateCall(context, server_context, *request, *std::move(lease));
   call->Begin();
   return call;
 }

@@ -9,8 +9,8 @@
 
 namespace troupe {
 
-// Starts the call; it ends and deletes itself and counts as one of the
-// context's live calls until then.
+// Starts the call, or refuses it for want of a key; it ends and deletes itself
+// and counts as one of the context's live calls until then.
 grpc::ServerWriteReactor<v1::GenerateResponse>* StartGenerateCall(
     GatewayContext& context, grpc::CallbackServerContext* server_context,
     const v1::GenerateRequest* request);

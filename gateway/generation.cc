@@ -11,6 +11,7 @@
 #include "common/check.h"
 #include "common/logging.h"
 #include "common/rpc/status.h"
+#include "gateway/grpc_admission.h"
 
 namespace troupe {
 namespace {
@@ -22,6 +23,15 @@ constexpr size_t kInlineTextBytes = 16 << 10;
 // drains or says nothing do not count; the pool's budget bounds them.
 constexpr int kMaxFailures = 3;
 constexpr size_t kTokensPerFailure = 16;
+
+// What is known of a prompt before it is tokenized. A token of English is four
+// bytes or so; the true number comes soon.
+uint64_t EstimateTokens(const v1::GenerateRequest& request) {
+  constexpr size_t kBytesPerToken = 4;
+  return request.has_text()
+             ? request.text().size() / kBytesPerToken
+             : static_cast<uint64_t>(request.tokens().token_ids_size());
+}
 
 SteadyTime Now() { return Clock::Real().Now(); }
 
@@ -68,7 +78,8 @@ const char* Outcome(const grpc::Status& status) {
 }  // namespace
 
 Generation::Generation(GatewayContext& context, GenerationClient& client,
-                       const v1::GenerateRequest& request, SteadyTime deadline)
+                       const v1::GenerateRequest& request, SteadyTime deadline,
+                       KeyLease lease)
     : live_(context.live_calls),
       context_(context),
       client_(client),
@@ -81,7 +92,8 @@ Generation::Generation(GatewayContext& context, GenerationClient& client,
                                              : RandomSeed()),
       request_id_(request.request_id().empty()
                       ? absl::StrFormat("%016x", RandomSeed())
-                      : request.request_id()) {}
+                      : request.request_id()),
+      lease_(std::move(lease)) {}
 
 void Generation::Begin() {
   const auto self = shared_from_this();
@@ -105,16 +117,18 @@ grpc::Status Generation::Admit() {
     return grpc::Status(grpc::StatusCode::UNAVAILABLE,
                         "this gateway is draining");
   }
-  ticket_ = context_.admission.TryEnter();
-  if (!ticket_) {
-    return ResourceExhaustedStatus(
-        absl::ResourceExhaustedError(absl::StrCat(
-            "the queue is full: ", context_.admission.max_requests(),
-            " requests are being served")),
-        context_.admission.RetryDelayMs());
-  }
+  absl::StatusOr<Admission::Ticket> ticket = context_.admission.TryEnter(
+      lease_.ToAdmissionRequest(EstimateTokens(request_)));
+  if (!ticket.ok()) return ToGrpcRefusal(ticket.status());
+  ticket_ = *std::move(ticket);
   return ToGrpcStatus(
       CheckGenerateRequest(request_, context_.model, context_.limits));
+}
+
+absl::Status Generation::Reserve() {
+  ticket_.SetPromptTokens(num_prompt_tokens_);
+  return lease_.Reserve(num_prompt_tokens_,
+                        uint64_t{request_.max_tokens()} * NumChoices(request_));
 }
 
 absl::StatusOr<std::vector<GenerationChoice>> Generation::Plan() const {
@@ -150,6 +164,10 @@ void Generation::Prepare() {
   choices_ = *std::move(choices);
   num_prompt_tokens_ =
       static_cast<size_t>(choices_[0].plan.prompt_token_ids_size());
+  if (const absl::Status status = Reserve(); !status.ok()) {
+    End(ToGrpcRefusal(status));
+    return;
+  }
   context_.counters.prompt_tokens += num_prompt_tokens_;
   for (size_t i = 0; i < choices_.size(); ++i) {
     const RouterPool::Wish wish = WishOf(choices_[i], /*is_retry=*/false);
@@ -244,6 +262,7 @@ bool Generation::OnRouterResponse(size_t index, RouterAttempt* attempt,
   if (request_.echo() && !choice.echoed) Echo(index, response);
   v1::GenerateResponse output;
   output.set_index(static_cast<uint32_t>(index));
+  const size_t generated_before = choice.generated.size();
   for (int i = 0; i < response.tokens_size() && !choice.done; ++i) {
     const v1::TokenOutput& token = response.tokens(i);
     const auto& stops = choice.plan.stop_token_ids();
@@ -253,6 +272,7 @@ bool Generation::OnRouterResponse(size_t index, RouterAttempt* attempt,
         std::find(stops.begin(), stops.end(), token.token_id()) != stops.end();
     AddToken(choice, token, is_stop_token, output);
   }
+  lease_.Charge(choice.generated.size() - generated_before);
   if (!choice.done &&
       response.finish_reason() != v1::FINISH_REASON_UNSPECIFIED) {
     const ChoiceText::Delta rest = choice.text->Finish();
@@ -297,7 +317,10 @@ void Generation::Echo(size_t index,
 void Generation::AddToken(GenerationChoice& choice,
                           const v1::TokenOutput& token, bool is_stop_token,
                           v1::GenerateResponse& response) {
-  if (ttft_ms_ == 0) ttft_ms_ = MillisecondsSince(start_);
+  if (ttft_ms_ == 0) {
+    ttft_ms_ = MillisecondsSince(start_);
+    ticket_.PromptDone();
+  }
   choice.generated.push_back(token.token_id());
   *response.add_tokens() =
       DescribeToken(*context_.model.tokenizer, token, request_.logprobs());
@@ -478,8 +501,9 @@ void Generation::Pump() {
     finished_ = true;
     // Before the client knows: its next call finds the place free and the
     // counters right.
-    ticket_ = Admission::Ticket();
     CountAndLog();
+    ticket_ = Admission::Ticket();
+    lease_ = KeyLease();
     client_.Finish(final_status_);
   }
 }
@@ -535,11 +559,12 @@ void Generation::CountAndLog() {
       ++counters.failed;
   }
   spdlog::info(
-      "request request_id={} outcome={} code={} prompt_tokens={} "
+      "request request_id={} key={} outcome={} code={} prompt_tokens={} "
       "completion_tokens={} moves={} ttft_ms={:.1f} total_ms={:.1f}",
-      request_id_, Outcome(final_status_),
-      static_cast<int>(final_status_.error_code()), num_prompt_tokens_,
-      completion_tokens, NumMoves(choices_), ttft_ms_, total_ms);
+      request_id_, lease_.name().empty() ? "-" : lease_.name(),
+      Outcome(final_status_), static_cast<int>(final_status_.error_code()),
+      num_prompt_tokens_, completion_tokens, NumMoves(choices_), ttft_ms_,
+      total_ms);
 }
 
 }  // namespace troupe

@@ -41,9 +41,11 @@ class GenerationClient {
 class Generation final : public RouterAttemptListener,
                          public std::enable_shared_from_this<Generation> {
  public:
-  // deadline: kNoDeadline for none.
+  // deadline: kNoDeadline for none. lease: of the key that the request came
+  // with, which is charged; it goes before the client is told of the end.
   Generation(GatewayContext& context, GenerationClient& client,
-             const v1::GenerateRequest& request, SteadyTime deadline);
+             const v1::GenerateRequest& request, SteadyTime deadline,
+             KeyLease lease);
 
   // Once; before any other.
   void Begin();
@@ -61,6 +63,8 @@ class Generation final : public RouterAttemptListener,
                     const grpc::Status& status) override;
 
   grpc::Status Admit();
+  // Charges the key for the prompt and what was asked for.
+  absl::Status Reserve() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Prepare();
   absl::StatusOr<std::vector<GenerationChoice>> Plan() const;
   RouterPool::Wish WishOf(const GenerationChoice& choice, bool is_retry) const;
@@ -119,6 +123,7 @@ class Generation final : public RouterAttemptListener,
   const std::string request_id_;
 
   absl::Mutex mu_;
+  KeyLease lease_ ABSL_GUARDED_BY(mu_);
   Admission::Ticket ticket_ ABSL_GUARDED_BY(mu_);
   std::vector<GenerationChoice> choices_ ABSL_GUARDED_BY(mu_);
   size_t num_prompt_tokens_ ABSL_GUARDED_BY(mu_) = 0;

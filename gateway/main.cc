@@ -68,6 +68,17 @@ void AddFlags(CLI::App& app, Flags& flags) {
       ->envname("TROUPE_MAX_REQUESTS")
       ->check(CLI::Range(1u, 1u << 20))
       ->capture_default_str();
+  app.add_option("--max-waiting-prompt-tokens",
+                 flags.gateway.max_waiting_prompt_tokens,
+                 "Tokens of the prompts that wait for their first token; more "
+                 "are refused; 0: no bound")
+      ->envname("TROUPE_MAX_WAITING_PROMPT_TOKENS")
+      ->check(CLI::Range(uint64_t{0}, uint64_t{1} << 40))
+      ->capture_default_str();
+  app.add_option("--api-keys", flags.gateway.api_keys,
+                 "File of the API keys that are let in (troupe keys add "
+                 "writes it); watched; default: everybody is let in")
+      ->envname("TROUPE_API_KEYS");
   app.add_option("--max-prompt-bytes", flags.gateway.limits.max_prompt_bytes,
                  "Longest text of a prompt, in bytes")
       ->envname("TROUPE_MAX_PROMPT_BYTES")

@@ -2,7 +2,9 @@
 
 #include <sys/random.h>
 
+#include <algorithm>
 #include <functional>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -14,6 +16,8 @@
 #include "gateway/openai/api_error.h"
 #include "gateway/openai/json_fields.h"
 #include "gateway/openai/openai_call.h"
+#include "gateway/openai/rate_limit_headers.h"
+#include "gateway/refusal.h"
 #include "gateway/token_calls.h"
 #include "model/strict_json.h"
 
@@ -142,9 +146,25 @@ bool IsJson(const HttpRequest& request) {
 struct Route {
   const char* method;
   const char* path;
+  std::optional<CallKind> kind;  // none: open to everybody
   void (*handle)(GatewayContext&, const std::shared_ptr<HttpExchange>&,
-                 const std::string& request_id);
+                 const std::string& request_id, KeyLease lease);
 };
+
+// By the header "authorization", which must not be there twice: two readers
+// might not agree on which one counts.
+absl::StatusOr<KeyLease> Admit(GatewayContext& context,
+                               const HttpRequest& request, CallKind kind) {
+  const auto num_keys = std::count_if(
+      request.headers.begin(), request.headers.end(),
+      [](const HttpHeader& header) {
+        return absl::EqualsIgnoreCase(header.name, "authorization");
+      });
+  if (num_keys > 1 && context.authenticator.demands_keys()) {
+    return absl::UnauthenticatedError("authorization: is there twice");
+  }
+  return context.authenticator.Admit(request.Header("authorization"), kind);
+}
 
 void Answer(const std::shared_ptr<HttpExchange>& exchange,
             const std::string& request_id, HttpResponse response) {
@@ -152,79 +172,92 @@ void Answer(const std::shared_ptr<HttpExchange>& exchange,
   exchange->Respond(std::move(response));
 }
 
+HttpResponse Refusal(const absl::Status& status) {
+  HttpResponse response =
+      ErrorResponse(ToApiError(status, RetryDelayOf(status)));
+  if (absl::IsUnauthenticated(status)) {
+    response.headers.push_back({"www-authenticate", "Bearer"});
+  }
+  return response;
+}
+
 // On the work queue: texts may be long. Counts as a request in progress.
 template <typename Work>
 void AnswerLater(GatewayContext& context,
                  const std::shared_ptr<HttpExchange>& exchange,
-                 const std::string& request_id, Work work) {
-  auto ticket =
-      std::make_shared<Admission::Ticket>(context.admission.TryEnter());
-  if (!*ticket) {
-    return Answer(exchange, request_id,
-                  ErrorResponse(ToApiError(
-                      absl::ResourceExhaustedError("the queue is full"),
-                      context.admission.RetryDelayMs())));
+                 const std::string& request_id, const KeyLease& lease,
+                 Work work) {
+  absl::StatusOr<Admission::Ticket> place =
+      context.admission.TryEnter(lease.ToAdmissionRequest(0));
+  if (!place.ok()) {
+    return Answer(exchange, request_id, Refusal(place.status()));
   }
+  auto ticket = std::make_shared<Admission::Ticket>(*std::move(place));
   auto live = std::make_shared<LiveCalls::Guard>(context.live_calls);
   context.work_queue.Post([&context, exchange, request_id, work,
+                           limits = lease.rate_limits(),
                            ticket = std::move(ticket), live = std::move(live)] {
     const absl::StatusOr<json> result = work(context, exchange->request());
     *ticket = Admission::Ticket();
-    Answer(exchange, request_id,
-           result.ok() ? JsonResponse(200, *result)
-                       : ErrorResponse(ToApiError(result.status())));
+    HttpResponse response = result.ok()
+                                ? JsonResponse(200, *result)
+                                : ErrorResponse(ToApiError(result.status()));
+    AddRateLimitHeaders(limits.Read(), response);
+    Answer(exchange, request_id, std::move(response));
   });
 }
 
 template <bool kIsChat>
 void Generate(GatewayContext& context,
               const std::shared_ptr<HttpExchange>& exchange,
-              const std::string& request_id) {
-  StartOpenAiCall(context, exchange, kIsChat, request_id);
+              const std::string& request_id, KeyLease lease) {
+  StartOpenAiCall(context, exchange, kIsChat, request_id, std::move(lease));
 }
 
 constexpr Route kRoutes[] = {
-    {"POST", "/v1/completions", Generate<false>},
-    {"POST", "/v1/chat/completions", Generate<true>},
-    {"POST", "/v1/embeddings",
-     [](GatewayContext& context, const auto& exchange, const auto& id) {
+    {"POST", "/v1/completions", CallKind::kGenerate, Generate<false>},
+    {"POST", "/v1/chat/completions", CallKind::kGenerate, Generate<true>},
+    {"POST", "/v1/embeddings", CallKind::kLook,
+     [](GatewayContext& context, const auto& exchange, const auto& id,
+        KeyLease) {
        ApiError error = ToApiError(absl::InvalidArgumentError(absl::StrCat(
            "the model ", context.model.name, " makes no embeddings")));
        error.code = "unsupported_endpoint";
        Answer(exchange, id, ErrorResponse(error));
      }},
-    {"GET", "/v1/models",
-     [](GatewayContext& context, const auto& exchange, const auto& id) {
+    {"GET", "/v1/models", CallKind::kLook,
+     [](GatewayContext& context, const auto& exchange, const auto& id,
+        KeyLease) {
        Answer(exchange, id,
               JsonResponse(200, {{"object", "list"},
                                  {"data", json::array({ModelJson(context)})}}));
      }},
-    {"POST", "/tokenize",
-     [](GatewayContext& context, const auto& exchange, const auto& id) {
-       AnswerLater(context, exchange, id, Tokenize);
+    {"POST", "/tokenize", CallKind::kCompute,
+     [](GatewayContext& context, const auto& exchange, const auto& id,
+        KeyLease lease) {
+       AnswerLater(context, exchange, id, lease, Tokenize);
      }},
-    {"POST", "/detokenize",
-     [](GatewayContext& context, const auto& exchange, const auto& id) {
-       AnswerLater(context, exchange, id, Detokenize);
+    {"POST", "/detokenize", CallKind::kCompute,
+     [](GatewayContext& context, const auto& exchange, const auto& id,
+        KeyLease lease) {
+       AnswerLater(context, exchange, id, lease, Detokenize);
      }},
-    {"GET", "/tokenizer_info",
-     [](GatewayContext& context, const auto& exchange, const auto& id) {
+    {"GET", "/tokenizer_info", CallKind::kLook,
+     [](GatewayContext& context, const auto& exchange, const auto& id,
+        KeyLease) {
        Answer(exchange, id, JsonResponse(200, TokenizerInfo(context.model)));
      }},
-    {"GET", "/health",
-     [](GatewayContext& context, const auto& exchange, const auto& id) {
-       Answer(exchange, id, Readiness(context));
-     }},
-    {"GET", "/ready",
-     [](GatewayContext& context, const auto& exchange, const auto& id) {
-       Answer(exchange, id, Readiness(context));
-     }},
-    {"GET", "/ping",
-     [](GatewayContext& context, const auto& exchange, const auto& id) {
-       Answer(exchange, id, Readiness(context));
-     }},
-    {"GET", "/version",
-     [](GatewayContext&, const auto& exchange, const auto& id) {
+    {"GET", "/health", std::nullopt,
+     [](GatewayContext& context, const auto& exchange, const auto& id,
+        KeyLease) { Answer(exchange, id, Readiness(context)); }},
+    {"GET", "/ready", std::nullopt,
+     [](GatewayContext& context, const auto& exchange, const auto& id,
+        KeyLease) { Answer(exchange, id, Readiness(context)); }},
+    {"GET", "/ping", std::nullopt,
+     [](GatewayContext& context, const auto& exchange, const auto& id,
+        KeyLease) { Answer(exchange, id, Readiness(context)); }},
+    {"GET", "/version", CallKind::kLook,
+     [](GatewayContext&, const auto& exchange, const auto& id, KeyLease) {
        Answer(exchange, id, JsonResponse(200, {{"version", kVersion}}));
      }},
 };
@@ -256,15 +289,26 @@ void HttpFront::Handle(std::shared_ptr<HttpExchange> exchange) {
       allowed = route.method;
       continue;
     }
+    KeyLease lease;
+    if (route.kind) {
+      absl::StatusOr<KeyLease> admitted = Admit(context_, request, *route.kind);
+      if (!admitted.ok()) {
+        return Answer(exchange, request_id, Refusal(admitted.status()));
+      }
+      lease = *std::move(admitted);
+    }
     if (method == "POST" && !IsJson(request)) {
       return Answer(
           exchange, request_id,
           HttpErrorResponse(415, "content-type must be application/json"));
     }
-    return route.handle(context_, exchange, request_id);
+    return route.handle(context_, exchange, request_id, std::move(lease));
   }
   absl::string_view model = request.path;
   if (method == "GET" && absl::ConsumePrefix(&model, "/v1/models/")) {
+    const absl::Status status =
+        Admit(context_, request, CallKind::kLook).status();
+    if (!status.ok()) return Answer(exchange, request_id, Refusal(status));
     if (model == context_.model.name) {
       return Answer(exchange, request_id,
                     JsonResponse(200, ModelJson(context_)));

@@ -12,6 +12,8 @@
 #include "gateway/openai/api_error.h"
 #include "gateway/openai/openai_request.h"
 #include "gateway/openai/openai_response.h"
+#include "gateway/openai/rate_limit_headers.h"
+#include "gateway/refusal.h"
 #include "model/strict_json.h"
 
 namespace troupe {
@@ -27,12 +29,15 @@ std::string Event(const nlohmann::json& json) {
 class OpenAiCall : public std::enable_shared_from_this<OpenAiCall> {
  public:
   OpenAiCall(GatewayContext& context, std::shared_ptr<HttpExchange> exchange,
-             bool is_chat, std::string request_id)
+             bool is_chat, std::string request_id, KeyLease lease)
       : live_(context.live_calls),
         context_(context),
         exchange_(std::move(exchange)),
         is_chat_(is_chat),
-        request_id_(std::move(request_id)) {}
+        request_id_(std::move(request_id)),
+        rate_limits_(lease.rate_limits()) {
+    leases_.push_back(std::move(lease));
+  }
 
   // Takes time with long bodies.
   void Begin() {
@@ -41,6 +46,9 @@ class OpenAiCall : public std::enable_shared_from_this<OpenAiCall> {
       return Respond(ErrorResponse(ToApiError(request.status())));
     }
     request_ = *std::move(request);
+    if (const absl::Status status = AdmitOthers(); !status.ok()) {
+      return Respond(ErrorResponse(ToApiError(status, RetryDelayOf(status))));
+    }
     {
       absl::MutexLock lock(&mu_);
       response_ = std::make_unique<OpenAiResponse>(
@@ -68,7 +76,7 @@ class OpenAiCall : public std::enable_shared_from_this<OpenAiCall> {
           index(part_index),
           generation(std::make_shared<Generation>(
               owner.context_, *this, owner.request_.generations[part_index],
-              kNoDeadline)) {}
+              kNoDeadline, std::move(owner.leases_[part_index]))) {}
 
     bool Write(v1::GenerateResponse response) override {
       return call->OnResponse(index, response);
@@ -99,6 +107,18 @@ class OpenAiCall : public std::enable_shared_from_this<OpenAiCall> {
     return absl::UnimplementedError("this model has no chat template");
   }
 
+  // All prompts of a request, or none.
+  absl::Status AdmitOthers() {
+    while (leases_.size() < request_.generations.size()) {
+      ABSL_ASSIGN_OR_RETURN(KeyLease lease,
+                            context_.authenticator.Admit(
+                                exchange_->request().Header("authorization"),
+                                CallKind::kGenerate));
+      leases_.push_back(std::move(lease));
+    }
+    return absl::OkStatus();
+  }
+
   void Respond(HttpResponse response) const {
     AddCommonHeaders(response);
     exchange_->Respond(std::move(response));
@@ -106,6 +126,7 @@ class OpenAiCall : public std::enable_shared_from_this<OpenAiCall> {
 
   void AddCommonHeaders(HttpResponse& response) const {
     response.headers.push_back({"x-request-id", request_id_});
+    AddRateLimitHeaders(rate_limits_.Read(), response);
     const SteadyTime::duration passed = Clock::Real().Now() - start_;
     response.headers.push_back(
         {"openai-processing-ms",
@@ -198,7 +219,9 @@ class OpenAiCall : public std::enable_shared_from_this<OpenAiCall> {
   const std::shared_ptr<HttpExchange> exchange_;
   const bool is_chat_;
   const std::string request_id_;
+  const RateLimitReader rate_limits_;
   const SteadyTime start_ = Clock::Real().Now();
+  std::vector<KeyLease> leases_;  // until the generations have them
   // Set by Begin, before the first generation starts.
   OpenAiRequest request_;
   std::vector<std::unique_ptr<Part>> parts_;
@@ -215,9 +238,9 @@ class OpenAiCall : public std::enable_shared_from_this<OpenAiCall> {
 
 void StartOpenAiCall(GatewayContext& context,
                      std::shared_ptr<HttpExchange> exchange, bool is_chat,
-                     const std::string& request_id) {
-  auto call = std::make_shared<OpenAiCall>(context, std::move(exchange),
-                                           is_chat, request_id);
+                     const std::string& request_id, KeyLease lease) {
+  auto call = std::make_shared<OpenAiCall>(
+      context, std::move(exchange), is_chat, request_id, std::move(lease));
   context.work_queue.Post([call = std::move(call)] { call->Begin(); });
 }
 

@@ -10,12 +10,13 @@
 
 namespace troupe {
 
-// Parses, starts one generation per prompt, and answers the exchange, in one
-// piece or as events. Owns itself until it is over, as one of the context's
+// Parses, starts one generation per prompt (each is one request for the limits
+// of the key whose `lease` is that of the first), and answers the exchange, in
+// one piece or as events. Owns itself until it is over, as one of the context's
 // live calls. The client's going ends the generations.
 void StartOpenAiCall(GatewayContext& context,
                      std::shared_ptr<HttpExchange> exchange, bool is_chat,
-                     const std::string& request_id);
+                     const std::string& request_id, KeyLease lease);
 
 }  // namespace troupe
 

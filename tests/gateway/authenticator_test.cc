@@ -76,7 +76,7 @@ TEST_F(AuthenticatorTest, WithoutAStoreEverybodyIsLetIn) {
     EXPECT_TRUE(lease->Reserve(1 << 30, 1 << 30).ok());
     lease->Charge(1 << 30);
     EXPECT_EQ(lease->ToAdmissionRequest(7).key, "");
-    EXPECT_EQ(lease->rate_limits().tokens.limit, 0u);
+    EXPECT_EQ(lease->rate_limits().Read().tokens.limit, 0u);
   }
 }
 
@@ -126,7 +126,7 @@ TEST_F(AuthenticatorTest, EachLimitWithTheWaitThatIsTrue) {
     absl::StatusOr<KeyLease> lease = Admit("Bearer trp-tpm");
     ASSERT_TRUE(lease.ok());
     ASSERT_TRUE(lease->Reserve(100, 400).ok());
-    EXPECT_EQ(lease->rate_limits().tokens.remaining, 100u);
+    EXPECT_EQ(lease->rate_limits().Read().tokens.remaining, 100u);
     absl::StatusOr<KeyLease> other = Admit("Bearer trp-tpm");
     ASSERT_TRUE(other.ok());
     refused = other->Reserve(150, 0);
@@ -136,7 +136,7 @@ TEST_F(AuthenticatorTest, EachLimitWithTheWaitThatIsTrue) {
   }
   {
     absl::StatusOr<KeyLease> lease = Admit("Bearer trp-tpm");
-    EXPECT_EQ(lease->rate_limits().tokens.remaining, 350u);
+    EXPECT_EQ(lease->rate_limits().Read().tokens.remaining, 350u);
     EXPECT_EQ(lease->Reserve(601, 0).code(),
               absl::StatusCode::kInvalidArgument);
   }
