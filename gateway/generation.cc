@@ -144,7 +144,9 @@ absl::StatusOr<std::vector<GenerationChoice>> Generation::Plan() const {
       prompt->size(), request_.max_tokens(), max_context, context_.limits);
   if (!max_tokens.ok()) return max_tokens.status();
   std::vector<GenerationChoice> choices(NumChoices(request_));
+  const std::vector<uint64_t> prefix = PrefixHashes(*prompt);
   for (uint32_t i = 0; i < choices.size(); ++i) {
+    choices[i].prefix = prefix;
     choices[i].plan = PlanChoice(request_, model, *prompt, *max_tokens, seed_,
                                  request_id_, i);
     choices[i].text = std::make_unique<ChoiceText>(*model.tokenizer,
@@ -194,6 +196,9 @@ RouterPool::Wish Generation::WishOf(const GenerationChoice& choice,
   wish.min_context =
       static_cast<uint32_t>(choice.plan.prompt_token_ids_size()) +
       choice.plan.max_tokens();
+  wish.num_tokens = static_cast<uint64_t>(choice.plan.prompt_token_ids_size()) +
+                    choice.generated.size();
+  wish.prefix = choice.prefix;
   wish.is_retry = is_retry;
   return wish;
 }
@@ -341,6 +346,14 @@ void Generation::FinishChoice(GenerationChoice& choice, v1::FinishReason reason,
                               v1::GenerateResponse& response) {
   choice.done = true;
   StopWaiting(choice);
+  if (choice.attempt != nullptr) {
+    // A conversation goes on where its beginning is.
+    const auto& prompt = choice.plan.prompt_token_ids();
+    std::vector<uint32_t> token_ids(prompt.begin(), prompt.end());
+    token_ids.insert(token_ids.end(), choice.generated.begin(),
+                     choice.generated.end());
+    choice.attempt->lease().Remember(PrefixHashes(token_ids));
+  }
   response.set_finish_reason(reason);
   if (AllDone()) *response.mutable_usage() = MakeUsage();
 }

@@ -17,6 +17,7 @@ namespace troupe {
 
 struct GenerationChoice {
   v1::RouterGenerateRequest plan;
+  std::vector<uint64_t> prefix;  // PrefixHashes of the prompt
   std::unique_ptr<ChoiceText> text;
   std::vector<uint32_t> generated;
   bool echoed = false;

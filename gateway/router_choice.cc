@@ -1,6 +1,15 @@
 #include "gateway/router_choice.h"
 
 namespace troupe {
+namespace {
+
+double Cost(const RouterLoad& router) {
+  return static_cast<double>(router.active_sequences) +
+         static_cast<double>(router.uncached_tokens) / kTokensPerSequence +
+         (router.kv_use > kMaxKvUse ? kFullKvCost : 0);
+}
+
+}  // namespace
 
 std::optional<size_t> ChooseRouter(absl::Span<const RouterLoad> routers,
                                    size_t turn) {
@@ -9,7 +18,7 @@ std::optional<size_t> ChooseRouter(absl::Span<const RouterLoad> routers,
     const size_t index = (turn + i) % routers.size();
     const RouterLoad& router = routers[index];
     if (!router.ready || router.excluded) continue;
-    if (!best || router.active_sequences < routers[*best].active_sequences) {
+    if (!best || Cost(router) < Cost(routers[*best])) {
       best = index;
     }
   }

@@ -17,6 +17,8 @@
 namespace troupe {
 namespace {
 
+// Of prefixes that are remembered: 4 million tokens.
+constexpr size_t kMaxPrefixBlocks = size_t{1} << 16;
 constexpr milliseconds kPollIntervalNotReady{50};
 // How often the thread looks whether a router with streams is silent.
 constexpr milliseconds kTick{20};
@@ -47,6 +49,7 @@ struct RouterEndpoint {
   bool removed = false;
   bool polling = false;
   SteadyTime next_poll = SteadyTime::min();
+  uint32_t sequences_of_others = 0;  // gateways, when it last described itself
   uint32_t active_sequences = 0;
   uint64_t streams = 0;
   uint64_t lost_streams = 0;
@@ -93,8 +96,14 @@ void RouterLease::ReportLost(const std::string& why) const {
     spdlog::warn("router lost address={} reason=\"{}\"", router_->address, why);
   }
   router_->health.OnLost(now, why);
+  pool_->prefixes_.Forget(router_->id);
   router_->next_poll = now;
   pool_->Wake();
+}
+
+void RouterLease::Remember(const std::vector<uint64_t>& prefix) const {
+  absl::MutexLock lock(&pool_->mu_);
+  pool_->prefixes_.Remember(prefix, router_->id);
 }
 
 void RouterLease::ReportRefused() const {
@@ -119,7 +128,9 @@ struct RouterPool::Poll {
 };
 
 RouterPool::RouterPool(RouterPoolOptions options)
-    : options_(std::move(options)), budget_(options_.retries, Now()) {
+    : options_(std::move(options)),
+      budget_(options_.retries, Now()),
+      prefixes_(kMaxPrefixBlocks) {
   thread_ = std::thread([this] { Run(); });
 }
 
@@ -177,11 +188,22 @@ std::optional<RouterLease> RouterPool::PickLocked(const Wish& wish,
   for (size_t i = 0; i < routers_.size(); ++i) {
     const RouterEndpoint& router = *routers_[i];
     loads[i].ready = router.health.ready() && !router.removed;
-    loads[i].active_sequences = router.active_sequences;
-    loads[i].excluded =
-        router.health.description().max_context() < wish.min_context ||
-        std::find(wish.excluded.begin(), wish.excluded.end(), router.id) !=
-            wish.excluded.end();
+    const v1::RouterDescription& described = router.health.description();
+    loads[i].active_sequences =
+        router.active_sequences + router.sequences_of_others;
+    const size_t known =
+        options_.prefix_affinity
+            ? kPrefixBlockTokens * prefixes_.NumKnown(wish.prefix, router.id)
+            : 0;
+    loads[i].uncached_tokens =
+        wish.num_tokens - std::min<uint64_t>(wish.num_tokens, known);
+    if (described.kv_blocks() > 0) {
+      loads[i].kv_use = 1.0 - static_cast<double>(described.free_kv_blocks()) /
+                                  described.kv_blocks();
+    }
+    loads[i].excluded = described.max_context() < wish.min_context ||
+                        std::find(wish.excluded.begin(), wish.excluded.end(),
+                                  router.id) != wish.excluded.end();
   }
   const std::optional<size_t> best = ChooseRouter(loads, turn_);
   if (!best) return std::nullopt;
@@ -194,6 +216,7 @@ std::optional<RouterLease> RouterPool::PickLocked(const Wish& wish,
   turn_ = *best + 1;
   RouterEndpoint& router = *routers_[*best];
   ++router.streams;
+  prefixes_.Remember(wish.prefix, router.id);
   if (router.active_sequences++ == 0) {
     router.next_poll = std::min(router.next_poll, Now() + ProbeInterval());
     Wake();
@@ -488,6 +511,9 @@ void RouterPool::OnPolled(std::shared_ptr<RouterEndpoint> polled,
   const std::string reason = router.health.reason();
   if (status.ok()) {
     router.health.OnAnswer(now, description, Refusal(router, description));
+    router.sequences_of_others =
+        description.sequences() -
+        std::min(description.sequences(), router.active_sequences);
   } else {
     router.health.OnNoAnswer(
         now, status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED,

@@ -13,6 +13,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "common/clock.h"
+#include "gateway/prefix_memory.h"
 #include "gateway/retry_budget.h"
 #include "gateway/router_health.h"
 #include "protos/gateway.pb.h"
@@ -51,6 +52,8 @@ class RouterLease {
   void ReportRefused() const;
   // The stream goes on at another router.
   void ReportMoved() const;
+  // The router has the keys and values of that beginning (PrefixHashes).
+  void Remember(const std::vector<uint64_t>& prefix) const;
 
  private:
   friend class RouterPool;
@@ -71,6 +74,8 @@ struct RouterPoolOptions {
   milliseconds poll_timeout{1000};
   RouterHealthOptions health;
   RetryBudgetOptions retries;
+  // Prompts go where their beginning has been seen, unless it is busier there.
+  bool prefix_affinity = true;
   // Called when "at least one router is ready" changes, from the pool's
   // thread, without locks held.
   std::function<void(bool any_ready)> on_ready_change;
@@ -92,12 +97,15 @@ class RouterPool {
   struct Wish {
     std::vector<uint64_t> excluded;  // router ids
     uint32_t min_context = 0;        // prompt and output
+    // What is to be computed before the first new token, and its beginning.
+    uint64_t num_tokens = 0;
+    std::vector<uint64_t> prefix;  // PrefixHashes
     // Does work over again after a failure: bounded by the budget.
     bool is_retry = false;
   };
 
-  // The ready router with the least active sequences; empty when there is none
-  // or the budget is spent.
+  // The ready router with the least to do (router_choice.h); empty when there
+  // is none or the budget is spent.
   std::optional<RouterLease> Pick(const Wish& wish);
 
   // Calls `done` once, from the pool's thread, with a lease as soon as there
@@ -170,6 +178,7 @@ class RouterPool {
   // Of the routers that serve here, of the first that was ready.
   std::string numeric_format_ ABSL_GUARDED_BY(mu_);
   RetryBudget budget_ ABSL_GUARDED_BY(mu_);
+  PrefixMemory prefixes_ ABSL_GUARDED_BY(mu_);
   uint64_t moves_held_back_ ABSL_GUARDED_BY(mu_) = 0;
   bool dirty_ ABSL_GUARDED_BY(mu_) = false;  // something for the thread to do
   bool stopped_ ABSL_GUARDED_BY(mu_) = false;

@@ -311,6 +311,8 @@ v1::RouterDescription RouterServer::Description() const {
   }
   description.set_sequences(static_cast<uint32_t>(loop_.num_sequences()));
   description.set_progress(loop_.progress());
+  description.set_kv_blocks(loop_.num_kv_blocks());
+  description.set_free_kv_blocks(loop_.num_free_kv_blocks());
   description.set_numeric_format(options_.numeric_format);
   if (draining_) {
     description.set_state(v1::SERVING_STATE_DRAINING);

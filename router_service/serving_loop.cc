@@ -449,6 +449,8 @@ void ServingLoop::Commit(const std::vector<Chunk>& chunks, const Batch& batch,
 }
 
 void ServingLoop::PublishStats() {
+  num_kv_blocks_ = static_cast<uint32_t>(scheduler_.num_blocks());
+  num_free_kv_blocks_ = static_cast<uint32_t>(scheduler_.num_free_blocks());
   v1::RouterStats stats = totals_;
   stats.set_running_sequences(static_cast<uint32_t>(scheduler_.num_running()));
   stats.set_waiting_sequences(static_cast<uint32_t>(scheduler_.num_waiting()));

@@ -65,6 +65,9 @@ class ServingLoop {
   // Changes with every step and every MoE layer that is computed: whoever sees
   // it stand still while there are sequences sees a loop that is stuck.
   uint64_t progress() const { return progress_; }
+  // Of the KV cache, as of the last step.
+  uint32_t num_kv_blocks() const { return num_kv_blocks_; }
+  uint32_t num_free_kv_blocks() const { return num_free_kv_blocks_; }
 
   // Longest context in tokens: that of the model, or what the KV cache holds.
   size_t max_context() const { return max_context_; }
@@ -139,6 +142,8 @@ class ServingLoop {
   std::string blocked_by_;
   uint64_t blocked_epoch_ = 0;
   std::atomic<uint64_t> progress_{0};
+  std::atomic<uint32_t> num_kv_blocks_{0};
+  std::atomic<uint32_t> num_free_kv_blocks_{0};
 
   mutable absl::Mutex mu_;
   std::vector<std::unique_ptr<Sequence>> submitted_ ABSL_GUARDED_BY(mu_);

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Clients of others, unchanged, against a cluster on this machine: installs
 # them from PyPI into a virtual environment under build/e2e.
-# Use: tests/e2e/run.sh openai|lm-eval|guidellm
+# Use: tests/e2e/run.sh openai|docs|lm-eval|guidellm
 set -euo pipefail
 cd "$(dirname "$0")"
 root=$(cd ../.. && pwd)
-client=${1:?openai, lm-eval or guidellm}
+client=${1:?openai, docs, lm-eval or guidellm}
 venv="$root/build/e2e/$client"
 requirements="requirements-$client.txt"
 if ! cmp -s "$requirements" "$venv/installed.txt"; then
@@ -16,6 +16,7 @@ if ! cmp -s "$requirements" "$venv/installed.txt"; then
 fi
 case $client in
   openai) "$venv/bin/python" -m unittest -v openai_client_test ;;
+  docs) "$venv/bin/python" docs_test.py ;;
   lm-eval) "$venv/bin/python" lm_eval_test.py ;;
   guidellm) "$venv/bin/python" guidellm_test.py ;;
   *) echo "no such client: $client" >&2; exit 2 ;;

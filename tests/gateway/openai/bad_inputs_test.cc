@@ -110,7 +110,7 @@ std::vector<Case> Cases() {
        "{\"prompt\":\"a\",\"max_tokens\":99999999999999999999}", 400,
        "max_tokens", "allowed"},
       {"TooManyTokens", kCompletions, "{\"prompt\":\"a\",\"max_tokens\":64}",
-       400, nullptr, "context"},
+       400, "prompt", "context"},
       {"Cold", kCompletions, With("\"temperature\":-0.1"), 400, "temperature",
        "-0.1"},
       {"Hot", kCompletions, With("\"temperature\":101"), 400, "temperature",
