@@ -13,6 +13,7 @@
 #include "gateway/gateway_context.h"
 #include "gateway/generate_call.h"
 #include "gateway/grpc_admission.h"
+#include "gateway/inference_service.h"
 #include "gateway/openai/http_front.h"
 #include "gateway/stats_call.h"
 #include "gateway/token_calls.h"
@@ -200,7 +201,8 @@ struct Gateway::State {
                 .routers = routers,
                 .work_queue = work_queue,
                 .live_calls = {}},
-        service(context) {}
+        service(context),
+        inference_service(MakeInferenceService(context)) {}
 
   void Stop(milliseconds grace) {
     context.draining = true;
@@ -226,6 +228,7 @@ struct Gateway::State {
   WorkQueue work_queue;
   GatewayContext context;
   GatewayService service;
+  const std::unique_ptr<grpc::Service> inference_service;
   std::unique_ptr<RpcServer> server;
   std::unique_ptr<HttpFront> http;  // may be null
 };
@@ -259,8 +262,10 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Start(
   server_options.listen = options.listen;
   server_options.max_receive_bytes = kMaxReceiveBytes;
   server_options.reflection = options.reflection;
-  ABSL_ASSIGN_OR_RETURN(state->server,
-                        RpcServer::Start(server_options, {&state->service}));
+  ABSL_ASSIGN_OR_RETURN(
+      state->server,
+      RpcServer::Start(server_options,
+                       {&state->service, state->inference_service.get()}));
   if (!options.http.listen.empty()) {
     ABSL_ASSIGN_OR_RETURN(state->http,
                           HttpFront::Start(options.http, state->context));

@@ -13,6 +13,7 @@
 #include "absl/strings/strip.h"
 #include "common/check.h"
 #include "common/status_macros.h"
+#include "gateway/inference_service.h"
 #include "gateway/openai/api_error.h"
 #include "gateway/openai/json_fields.h"
 #include "gateway/openai/openai_call.h"
@@ -142,13 +143,26 @@ bool IsJson(const HttpRequest& request) {
   return absl::EqualsIgnoreCase(type, "application/json");
 }
 
+// A request that was let in.
+struct Call {
+  GatewayContext& context;
+  const ChatPrompt& chat;
+  std::shared_ptr<HttpExchange> exchange;
+  std::string id;
+  KeyLease lease;
+
+  void Answer(HttpResponse response) const {
+    response.headers.push_back({"x-request-id", id});
+    exchange->Respond(std::move(response));
+  }
+};
+
 // Requests of one kind and how they are answered.
 struct Route {
   const char* method;
   const char* path;
   std::optional<CallKind> kind;  // none: open to everybody
-  void (*handle)(GatewayContext&, const std::shared_ptr<HttpExchange>&,
-                 const std::string& request_id, KeyLease lease);
+  void (*handle)(Call call);
 };
 
 // By the header "authorization", which must not be there twice: two readers
@@ -166,12 +180,6 @@ absl::StatusOr<KeyLease> Admit(GatewayContext& context,
   return context.authenticator.Admit(request.Header("authorization"), kind);
 }
 
-void Answer(const std::shared_ptr<HttpExchange>& exchange,
-            const std::string& request_id, HttpResponse response) {
-  response.headers.push_back({"x-request-id", request_id});
-  exchange->Respond(std::move(response));
-}
-
 HttpResponse Refusal(const absl::Status& status) {
   HttpResponse response =
       ErrorResponse(ToApiError(status, RetryDelayOf(status)));
@@ -182,85 +190,135 @@ HttpResponse Refusal(const absl::Status& status) {
 }
 
 // On the work queue: texts may be long. Counts as a request in progress.
-template <typename Work>
-void AnswerLater(GatewayContext& context,
-                 const std::shared_ptr<HttpExchange>& exchange,
-                 const std::string& request_id, const KeyLease& lease,
-                 Work work) {
+void AnswerLater(Call call,
+                 absl::StatusOr<json> (*work)(const GatewayContext& context,
+                                              const HttpRequest& request)) {
   absl::StatusOr<Admission::Ticket> place =
-      context.admission.TryEnter(lease.ToAdmissionRequest(0));
-  if (!place.ok()) {
-    return Answer(exchange, request_id, Refusal(place.status()));
-  }
+      call.context.admission.TryEnter(call.lease.ToAdmissionRequest(0));
+  if (!place.ok()) return call.Answer(Refusal(place.status()));
   auto ticket = std::make_shared<Admission::Ticket>(*std::move(place));
-  auto live = std::make_shared<LiveCalls::Guard>(context.live_calls);
-  context.work_queue.Post([&context, exchange, request_id, work,
-                           limits = lease.rate_limits(),
+  auto live = std::make_shared<LiveCalls::Guard>(call.context.live_calls);
+  GatewayContext& context = call.context;
+  context.work_queue.Post([call = std::make_shared<Call>(std::move(call)), work,
                            ticket = std::move(ticket), live = std::move(live)] {
-    const absl::StatusOr<json> result = work(context, exchange->request());
+    const absl::StatusOr<json> result =
+        work(call->context, call->exchange->request());
     *ticket = Admission::Ticket();
     HttpResponse response = result.ok()
                                 ? JsonResponse(200, *result)
                                 : ErrorResponse(ToApiError(result.status()));
-    AddRateLimitHeaders(limits.Read(), response);
-    Answer(exchange, request_id, std::move(response));
+    AddRateLimitHeaders(call->lease.rate_limits().Read(), response);
+    call->Answer(std::move(response));
   });
 }
 
-template <bool kIsChat>
-void Generate(GatewayContext& context,
-              const std::shared_ptr<HttpExchange>& exchange,
-              const std::string& request_id, KeyLease lease) {
-  StartOpenAiCall(context, exchange, kIsChat, request_id, std::move(lease));
+void Generate(Call call, const ChatPrompt* chat) {
+  StartOpenAiCall(call.context, std::move(call.exchange), chat, call.id,
+                  std::move(call.lease));
+}
+
+json TensorsJson(const auto& tensors) {
+  json result = json::array();
+  for (const auto& tensor : tensors) {
+    result.push_back({{"name", tensor.name()},
+                      {"datatype", tensor.datatype()},
+                      {"shape", {1}}});
+  }
+  return result;
+}
+
+// The HTTP face of protos/inference.proto: GET below /v2.
+HttpResponse AnswerInference(const GatewayContext& context,
+                             absl::string_view path) {
+  if (path.empty()) {
+    const inference::ServerMetadataResponse server = DescribeServer();
+    return JsonResponse(200, {{"name", server.name()},
+                              {"version", server.version()},
+                              {"extensions", json::array()}});
+  }
+  if (path == "/health/live") return JsonResponse(200, {{"live", true}});
+  if (path == "/health/ready") return Readiness(context);
+  if (!absl::ConsumePrefix(&path, "/models/")) {
+    return HttpErrorResponse(404, "there is no such thing below /v2");
+  }
+  const bool asks_ready = absl::ConsumeSuffix(&path, "/ready");
+  const size_t slash = path.find("/versions/");
+  const absl::string_view version =
+      slash == absl::string_view::npos
+          ? absl::string_view()
+          : path.substr(slash + sizeof("/versions/") - 1);
+  const absl::StatusOr<inference::ModelMetadataResponse> model =
+      DescribeForInference(context, path.substr(0, slash), version);
+  if (!model.ok()) {
+    return HttpErrorResponse(404,
+                             Printable(std::string(model.status().message())));
+  }
+  if (asks_ready) return Readiness(context);
+  return JsonResponse(200, {{"name", model->name()},
+                            {"versions", {model->versions(0)}},
+                            {"platform", model->platform()},
+                            {"inputs", TensorsJson(model->inputs())},
+                            {"outputs", TensorsJson(model->outputs())}});
 }
 
 constexpr Route kRoutes[] = {
-    {"POST", "/v1/completions", CallKind::kGenerate, Generate<false>},
-    {"POST", "/v1/chat/completions", CallKind::kGenerate, Generate<true>},
+    {"POST", "/v1/completions", CallKind::kGenerate,
+     [](Call call) { Generate(std::move(call), nullptr); }},
+    {"POST", "/v1/chat/completions", CallKind::kGenerate,
+     [](Call call) {
+       const ChatPrompt& chat = call.chat;
+       Generate(std::move(call), &chat);
+     }},
     {"POST", "/v1/embeddings", CallKind::kLook,
-     [](GatewayContext& context, const auto& exchange, const auto& id,
-        KeyLease) {
+     [](Call call) {
        ApiError error = ToApiError(absl::InvalidArgumentError(absl::StrCat(
-           "the model ", context.model.name, " makes no embeddings")));
+           "the model ", call.context.model.name, " makes no embeddings")));
        error.code = "unsupported_endpoint";
-       Answer(exchange, id, ErrorResponse(error));
+       call.Answer(ErrorResponse(error));
      }},
     {"GET", "/v1/models", CallKind::kLook,
-     [](GatewayContext& context, const auto& exchange, const auto& id,
-        KeyLease) {
-       Answer(exchange, id,
-              JsonResponse(200, {{"object", "list"},
-                                 {"data", json::array({ModelJson(context)})}}));
+     [](Call call) {
+       call.Answer(JsonResponse(
+           200, {{"object", "list"},
+                 {"data", json::array({ModelJson(call.context)})}}));
      }},
     {"POST", "/tokenize", CallKind::kCompute,
-     [](GatewayContext& context, const auto& exchange, const auto& id,
-        KeyLease lease) {
-       AnswerLater(context, exchange, id, lease, Tokenize);
-     }},
+     [](Call call) { AnswerLater(std::move(call), Tokenize); }},
     {"POST", "/detokenize", CallKind::kCompute,
-     [](GatewayContext& context, const auto& exchange, const auto& id,
-        KeyLease lease) {
-       AnswerLater(context, exchange, id, lease, Detokenize);
-     }},
+     [](Call call) { AnswerLater(std::move(call), Detokenize); }},
     {"GET", "/tokenizer_info", CallKind::kLook,
-     [](GatewayContext& context, const auto& exchange, const auto& id,
-        KeyLease) {
-       Answer(exchange, id, JsonResponse(200, TokenizerInfo(context.model)));
+     [](Call call) {
+       call.Answer(JsonResponse(200, TokenizerInfo(call.context.model)));
      }},
     {"GET", "/health", std::nullopt,
-     [](GatewayContext& context, const auto& exchange, const auto& id,
-        KeyLease) { Answer(exchange, id, Readiness(context)); }},
+     [](Call call) { call.Answer(Readiness(call.context)); }},
     {"GET", "/ready", std::nullopt,
-     [](GatewayContext& context, const auto& exchange, const auto& id,
-        KeyLease) { Answer(exchange, id, Readiness(context)); }},
+     [](Call call) { call.Answer(Readiness(call.context)); }},
     {"GET", "/ping", std::nullopt,
-     [](GatewayContext& context, const auto& exchange, const auto& id,
-        KeyLease) { Answer(exchange, id, Readiness(context)); }},
+     [](Call call) { call.Answer(Readiness(call.context)); }},
     {"GET", "/version", CallKind::kLook,
-     [](GatewayContext&, const auto& exchange, const auto& id, KeyLease) {
-       Answer(exchange, id, JsonResponse(200, {{"version", kVersion}}));
+     [](Call call) {
+       call.Answer(JsonResponse(200, {{"version", kVersion}}));
      }},
 };
+
+// Paths with a name in them: /v1/models/{id} and those below /v2, all GET.
+HttpResponse AnswerNamed(GatewayContext& context, const HttpRequest& request) {
+  absl::string_view rest = request.path;
+  if (absl::ConsumePrefix(&rest, "/v2")) return AnswerInference(context, rest);
+  const absl::Status status = Admit(context, request, CallKind::kLook).status();
+  if (!status.ok()) return Refusal(status);
+  absl::ConsumePrefix(&rest, "/v1/models/");
+  if (rest == context.model.name) return JsonResponse(200, ModelJson(context));
+  return ErrorResponse(ToApiError(absl::NotFoundError(
+      absl::StrCat("model is \"", Printable(std::string(rest)),
+                   "\"; served: \"", context.model.name, "\""))));
+}
+
+bool IsNamed(const std::string& path) {
+  return path == "/v2" || absl::StartsWith(path, "/v2/") ||
+         absl::StartsWith(path, "/v1/models/");
+}
 
 }  // namespace
 
@@ -279,7 +337,7 @@ absl::StatusOr<std::unique_ptr<HttpFront>> HttpFront::Start(
 
 void HttpFront::Handle(std::shared_ptr<HttpExchange> exchange) {
   const HttpRequest& request = exchange->request();
-  const std::string request_id = RequestIdOf(request);
+  Call call{context_, chat_, exchange, RequestIdOf(request), KeyLease()};
   // HEAD is GET; the server leaves the body out.
   const std::string method = request.method == "HEAD" ? "GET" : request.method;
   std::string allowed;
@@ -289,46 +347,32 @@ void HttpFront::Handle(std::shared_ptr<HttpExchange> exchange) {
       allowed = route.method;
       continue;
     }
-    KeyLease lease;
     if (route.kind) {
-      absl::StatusOr<KeyLease> admitted = Admit(context_, request, *route.kind);
-      if (!admitted.ok()) {
-        return Answer(exchange, request_id, Refusal(admitted.status()));
-      }
-      lease = *std::move(admitted);
+      absl::StatusOr<KeyLease> lease = Admit(context_, request, *route.kind);
+      if (!lease.ok()) return call.Answer(Refusal(lease.status()));
+      call.lease = *std::move(lease);
     }
     if (method == "POST" && !IsJson(request)) {
-      return Answer(
-          exchange, request_id,
+      return call.Answer(
           HttpErrorResponse(415, "content-type must be application/json"));
     }
-    return route.handle(context_, exchange, request_id, std::move(lease));
+    return route.handle(std::move(call));
   }
-  absl::string_view model = request.path;
-  if (method == "GET" && absl::ConsumePrefix(&model, "/v1/models/")) {
-    const absl::Status status =
-        Admit(context_, request, CallKind::kLook).status();
-    if (!status.ok()) return Answer(exchange, request_id, Refusal(status));
-    if (model == context_.model.name) {
-      return Answer(exchange, request_id,
-                    JsonResponse(200, ModelJson(context_)));
-    }
-    return Answer(exchange, request_id,
-                  ErrorResponse(ToApiError(absl::NotFoundError(absl::StrCat(
-                      "model is \"", Printable(std::string(model)),
-                      "\"; served: \"", context_.model.name, "\"")))));
+  if (IsNamed(request.path)) {
+    if (method == "GET") return call.Answer(AnswerNamed(context_, request));
+    allowed = "GET";
   }
   if (!allowed.empty()) {
     HttpResponse response = HttpErrorResponse(
-        405, absl::StrCat(Printable(request.method), " ", request.path,
-                          " is not possible; ", allowed, " is"));
+        405,
+        absl::StrCat(Printable(request.method), " ", Printable(request.path),
+                     " is not possible; ", allowed, " is"));
     response.headers.push_back({"allow", allowed});
-    return Answer(exchange, request_id, std::move(response));
+    return call.Answer(std::move(response));
   }
-  Answer(exchange, request_id,
-         HttpErrorResponse(
-             404, absl::StrCat("there is no ", Printable(request.method), " ",
-                               Printable(request.path))));
+  call.Answer(HttpErrorResponse(
+      404, absl::StrCat("there is no ", Printable(request.method), " ",
+                        Printable(request.path))));
 }
 
 }  // namespace troupe

@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "common/http/http_server.h"
 #include "gateway/gateway_context.h"
+#include "gateway/openai/chat_prompt.h"
 
 namespace troupe {
 
@@ -26,11 +27,13 @@ class HttpFront {
   HttpServer& server() { return *server_; }
 
  private:
-  explicit HttpFront(GatewayContext& context) : context_(context) {}
+  explicit HttpFront(GatewayContext& context)
+      : context_(context), chat_(context.model) {}
 
   void Handle(std::shared_ptr<HttpExchange> exchange);
 
   GatewayContext& context_;
+  const ChatPrompt chat_;
   std::unique_ptr<HttpServer> server_;
 };
 

@@ -29,11 +29,11 @@ std::string Event(const nlohmann::json& json) {
 class OpenAiCall : public std::enable_shared_from_this<OpenAiCall> {
  public:
   OpenAiCall(GatewayContext& context, std::shared_ptr<HttpExchange> exchange,
-             bool is_chat, std::string request_id, KeyLease lease)
+             const ChatPrompt* chat, std::string request_id, KeyLease lease)
       : live_(context.live_calls),
         context_(context),
         exchange_(std::move(exchange)),
-        is_chat_(is_chat),
+        chat_(chat),
         request_id_(std::move(request_id)),
         rate_limits_(lease.rate_limits()) {
     leases_.push_back(std::move(lease));
@@ -101,22 +101,14 @@ class OpenAiCall : public std::enable_shared_from_this<OpenAiCall> {
     ABSL_ASSIGN_OR_RETURN(
         const nlohmann::json body,
         ParseStrictJson(exchange_->request().body, "the body"));
-    if (!is_chat_) return ParseCompletion(body, context_.model);
+    if (chat_ == nullptr) return ParseCompletion(body, context_.model);
     ABSL_ASSIGN_OR_RETURN(OpenAiRequest request,
                           ParseChat(body, context_.model));
-    return absl::UnimplementedError("this model has no chat template");
-  }
-
-  // All prompts of a request, or none.
-  absl::Status AdmitOthers() {
-    while (leases_.size() < request_.generations.size()) {
-      ABSL_ASSIGN_OR_RETURN(KeyLease lease,
-                            context_.authenticator.Admit(
-                                exchange_->request().Header("authorization"),
-                                CallKind::kGenerate));
-      leases_.push_back(std::move(lease));
-    }
-    return absl::OkStatus();
+    ABSL_ASSIGN_OR_RETURN(const std::vector<uint32_t> token_ids,
+                          chat_->Encode(request, context_.limits));
+    request.generations[0].mutable_tokens()->mutable_token_ids()->Add(
+        token_ids.begin(), token_ids.end());
+    return request;
   }
 
   void Respond(HttpResponse response) const {
@@ -217,7 +209,7 @@ class OpenAiCall : public std::enable_shared_from_this<OpenAiCall> {
   const LiveCalls::Guard live_;
   GatewayContext& context_;
   const std::shared_ptr<HttpExchange> exchange_;
-  const bool is_chat_;
+  const ChatPrompt* const chat_;
   const std::string request_id_;
   const RateLimitReader rate_limits_;
   const SteadyTime start_ = Clock::Real().Now();
@@ -237,10 +229,11 @@ class OpenAiCall : public std::enable_shared_from_this<OpenAiCall> {
 }  // namespace
 
 void StartOpenAiCall(GatewayContext& context,
-                     std::shared_ptr<HttpExchange> exchange, bool is_chat,
-                     const std::string& request_id, KeyLease lease) {
-  auto call = std::make_shared<OpenAiCall>(
-      context, std::move(exchange), is_chat, request_id, std::move(lease));
+                     std::shared_ptr<HttpExchange> exchange,
+                     const ChatPrompt* chat, const std::string& request_id,
+                     KeyLease lease) {
+  auto call = std::make_shared<OpenAiCall>(context, std::move(exchange), chat,
+                                           request_id, std::move(lease));
   context.work_queue.Post([call = std::move(call)] { call->Begin(); });
 }
 

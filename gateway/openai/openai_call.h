@@ -7,16 +7,19 @@
 
 #include "common/http/http_server.h"
 #include "gateway/gateway_context.h"
+#include "gateway/openai/chat_prompt.h"
 
 namespace troupe {
 
 // Parses, starts one generation per prompt (each is one request for the limits
 // of the key whose `lease` is that of the first), and answers the exchange, in
 // one piece or as events. Owns itself until it is over, as one of the context's
-// live calls. The client's going ends the generations.
+// live calls. The client's going ends the generations. `chat` is null for a
+// completion, else outlives the call.
 void StartOpenAiCall(GatewayContext& context,
-                     std::shared_ptr<HttpExchange> exchange, bool is_chat,
-                     const std::string& request_id, KeyLease lease);
+                     std::shared_ptr<HttpExchange> exchange,
+                     const ChatPrompt* chat, const std::string& request_id,
+                     KeyLease lease);
 
 }  // namespace troupe
 

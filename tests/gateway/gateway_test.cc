@@ -657,7 +657,7 @@ TEST_F(GatewayTest, ModelInfo) {
   EXPECT_EQ(info.fingerprint(), kTestFingerprint);
   EXPECT_THAT(info.eos_token_ids(), ElementsAre(FakeTokenizer::kEos));
   EXPECT_EQ(info.default_sampling().repetition_penalty(), 1.25f);
-  EXPECT_EQ(info.chat_template(), "{{ messages }}");
+  EXPECT_EQ(info.chat_template(), TestModel().chat_template);
 }
 
 class FakeExpert final : public v1::Expert::Service {

@@ -25,7 +25,11 @@ inline ServedModel TestModel() {
   model.config.eos_token_ids = {FakeTokenizer::kEos};
   model.fingerprint = kTestFingerprint;
   model.tokenizer = std::make_unique<FakeTokenizer>();
-  model.chat_template = "{{ messages }}";
+  model.chat_template =
+      "{% for m in messages %}{{ m.role[0] + ':' + m.content + ';' }}"
+      "{% endfor %}{{ 'a:' if add_generation_prompt }}";
+  model.compiled_chat_template =
+      ChatTemplate::Compile(model.chat_template, {}).value();
   model.default_sampling.set_repetition_penalty(1.25f);
   return model;
 }

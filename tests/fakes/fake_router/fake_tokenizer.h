@@ -3,6 +3,7 @@
 #ifndef TROUPE_TESTS_FAKES_FAKE_ROUTER_FAKE_TOKENIZER_H_
 #define TROUPE_TESTS_FAKES_FAKE_ROUTER_FAKE_TOKENIZER_H_
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <string>
@@ -27,8 +28,11 @@ class FakeTokenizer final : public Tokenizer {
       absl::string_view text, const EncodeOptions& options) const override {
     std::vector<int32_t> ids;
     if (options.add_special_tokens) ids.push_back(kBos);
-    while (!text.empty()) {
-      if (options.parse_special && absl::StartsWith(text, "</s>")) {
+    for (const size_t size = text.size(); !text.empty();) {
+      const bool literal =
+          std::binary_search(options.literal_at.begin(),
+                             options.literal_at.end(), size - text.size());
+      if (options.parse_special && !literal && absl::StartsWith(text, "</s>")) {
         ids.push_back(kEos);
         text.remove_prefix(4);
         continue;

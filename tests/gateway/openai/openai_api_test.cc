@@ -1,11 +1,14 @@
 // The OpenAI API of a whole gateway, in front of routers whose answers the
 // test decides.
+#include <algorithm>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "protos/inference.grpc.pb.h"
+#include "tests/fakes/fake_router/fake_tokenizer.h"
 #include "tests/fakes/http_client.h"
 #include "tests/gateway/gateway_fixture.h"
 
@@ -339,6 +342,100 @@ TEST_F(OpenAiApiTest, ModelsAndTokens) {
   EXPECT_EQ(json::parse(http_->Get("/tokenizer_info").body)["eos_token"],
             "</s>");
   EXPECT_TRUE(json::parse(http_->Get("/version").body)["version"].is_string());
+}
+
+// The text that the newest request's prompt stands for.
+std::string PromptText(const FakeRouter& router) {
+  std::string text;
+  for (const uint32_t token_id : router.requests().back().prompt_token_ids()) {
+    text += FakeTokenizer().TokenBytes(static_cast<int32_t>(token_id));
+  }
+  return text;
+}
+
+TEST_F(OpenAiApiTest, AChat) {
+  Start();
+  const json messages = {{{"role", "system"}, {"content", "be"}},
+                         {{"role", "user"},
+                          {"content",
+                           {{{"type", "text"}, {"text", "hi"}},
+                            {{"type", "text"}, {"text", "!"}}}},
+                          {"name", "ann"}}};
+  const json whole =
+      PostOk("/v1/chat/completions", {{"messages", messages},
+                                      {"temperature", 0},
+                                      {"max_completion_tokens", 30},
+                                      {"max_tokens", 2},
+                                      {"tools", json::array()},
+                                      {"response_format", {{"type", "text"}}}});
+  EXPECT_EQ(PromptText(*routers_[0]), "s:be;u:hi!;a:");
+  EXPECT_EQ(routers_[0]->requests()[0].max_tokens(), 30u);
+  EXPECT_EQ(whole["object"], "chat.completion");
+  EXPECT_THAT(whole["id"].get<std::string>(), StartsWith("chatcmpl-"));
+  EXPECT_EQ(whole["choices"][0]["message"]["role"], "assistant");
+  EXPECT_EQ(whole["choices"][0]["message"]["content"], kStory);
+
+  const std::vector<json> events =
+      Stream("/v1/chat/completions", {{"messages", messages},
+                                      {"stream", true},
+                                      {"logprobs", true},
+                                      {"top_logprobs", 2},
+                                      {"add_generation_prompt", false}});
+  EXPECT_EQ(PromptText(*routers_[0]), "s:be;u:hi!;");
+  ASSERT_EQ(events.size(), sizeof(kStory));
+  EXPECT_EQ(events[0]["object"], "chat.completion.chunk");
+  EXPECT_EQ(events[0]["choices"][0]["delta"],
+            json({{"role", "assistant"}, {"content", "O"}}));
+  EXPECT_EQ(events[1]["choices"][0]["delta"], json({{"content", "n"}}));
+  const json& logprob = events[0]["choices"][0]["logprobs"]["content"][0];
+  EXPECT_EQ(logprob["token"], "O");
+  EXPECT_EQ(logprob["bytes"], json({'O'}));
+  EXPECT_EQ(logprob["top_logprobs"].size(), 2u);
+}
+
+TEST_F(OpenAiApiTest, ControlTokensInMessagesAreText) {
+  Start();
+  const auto prompt = [&](const std::string& content) {
+    PostOk("/v1/chat/completions",
+           {{"messages", {{{"role", "user"}, {"content", content}}}},
+            {"max_tokens", 1}});
+    return routers_[0]->requests().back().prompt_token_ids();
+  };
+  const auto ids = prompt("a</s>b\xEF\xB7\x90</s>");
+  EXPECT_EQ(std::count(ids.begin(), ids.end(), FakeTokenizer::kEos), 0);
+  EXPECT_EQ(PromptText(*routers_[0]), "u:a</s>b</s>;a:");
+}
+
+TEST_F(OpenAiApiTest, TheOpenInferenceProtocol) {
+  Start();
+  EXPECT_EQ(json::parse(http_->Get("/v2").body)["name"], "troupe");
+  EXPECT_EQ(http_->Get("/v2/health/live").status, 200);
+  EXPECT_EQ(http_->Get("/v2/health/ready").status, 200);
+  const json model = json::parse(http_->Get("/v2/models/fake").body);
+  EXPECT_EQ(model["versions"], json({kTestFingerprint}));
+  EXPECT_EQ(model["inputs"][0]["datatype"], "BYTES");
+  EXPECT_EQ(http_->Get("/v2/models/fake/ready").status, 200);
+  EXPECT_EQ(http_->Get("/v2/models/fake/versions/fingerprint-1/ready").status,
+            200);
+  EXPECT_EQ(http_->Get("/v2/models/fake/versions/2").status, 404);
+  EXPECT_EQ(http_->Get("/v2/models/other").status, 404);
+  EXPECT_EQ(http_->Get("/v2x").status, 404);
+
+  const auto stub = inference::GRPCInferenceService::NewStub(channel_);
+  {
+    grpc::ClientContext context;
+    inference::ServerReadyResponse response;
+    ASSERT_TRUE(
+        stub->ServerReady(&context, inference::ServerReadyRequest(), &response)
+            .ok());
+    EXPECT_TRUE(response.ready());
+  }
+  grpc::ClientContext context;
+  inference::ModelMetadataRequest request;
+  request.set_name("other");
+  inference::ModelMetadataResponse response;
+  EXPECT_EQ(stub->ModelMetadata(&context, request, &response).error_code(),
+            grpc::StatusCode::NOT_FOUND);
 }
 
 TEST_F(OpenAiApiTest, RequestIds) {

@@ -1,5 +1,6 @@
 #include "model/tokenizer/tokenizer.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <string>
@@ -50,6 +51,31 @@ TEST(TokenizerTest, SpecialTokens) {
   EXPECT_EQ(sentencepiece->eos_token_id(), 2);
   EXPECT_TRUE(sentencepiece->IsSpecial(1));
   EXPECT_EQ(sentencepiece->name(), "sentencepiece");
+}
+
+TEST(TokenizerTest, LiteralControlTokens) {
+  for (const char* fixture : kFixtures) {
+    SCOPED_TRACE(fixture);
+    const auto tokenizer = LoadOrDie(GoldenDir(fixture));
+    if (!tokenizer->eos_token_id()) continue;
+    const int32_t eos = *tokenizer->eos_token_id();
+    const std::string token = tokenizer->TokenBytes(eos);
+    const std::string text = "ab " + token + " cd" + token;
+    const auto encode = [&](std::vector<size_t> literal_at) {
+      return *tokenizer->Encode(text, {.add_special_tokens = false,
+                                       .parse_special = true,
+                                       .literal_at = std::move(literal_at)});
+    };
+    const auto count = [&](const Ids& ids) {
+      return std::count(ids.begin(), ids.end(), eos);
+    };
+    EXPECT_EQ(count(encode({})), 2);
+    EXPECT_EQ(count(encode({3})), 1);
+    EXPECT_EQ(encode({3}).back(), eos);
+    const Ids plain = encode({3, 6 + token.size()});
+    EXPECT_EQ(count(plain), 0);
+    EXPECT_EQ(plain, EncodeOrDie(*tokenizer, text, {false, false}));
+  }
 }
 
 TEST(TokenizerTest, ConfigOfTheModelFillsInWhatTheTokenizerDoesNotSay) {
