@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "cluster/balance_watch.h"
 #include "common/status_macros.h"
+#include "tools/cli/api_key_flag.h"
 #include "tools/cli/balance_actions.h"
 #include "tools/cli/balance_apply.h"
 #include "tools/cli/balance_input.h"
@@ -22,6 +23,7 @@ namespace {
 
 struct Flags {
   std::string address = kDefaultAddress;
+  std::string api_key;
   BalanceInputOptions input;
   BalanceOptions balance;
   BalanceActionsOptions actions;
@@ -70,7 +72,7 @@ int Fail(const Flags& flags, const absl::Status& status) {
 }
 
 int RunPlan(const Flags& flags) {
-  GatewayClient client(flags.address);
+  GatewayClient client(flags.address, flags.api_key);
   const absl::StatusOr<Planned> planned = Plan(client, flags);
   if (!planned.ok()) return Fail(flags, planned.status());
   const std::string text =
@@ -81,7 +83,7 @@ int RunPlan(const Flags& flags) {
 }
 
 int RunApply(const Flags& flags) {
-  GatewayClient client(flags.address);
+  GatewayClient client(flags.address, flags.api_key);
   const absl::StatusOr<Planned> planned = Plan(client, flags);
   if (!planned.ok()) return Fail(flags, planned.status());
   Say(BalanceVerdict(planned->plan));
@@ -131,7 +133,7 @@ absl::Status RunOnce(GatewayClient& client, const Flags& flags,
 
 int RunBalance(const Flags& flags) {
   const Interrupts interrupts(nullptr);
-  GatewayClient client(flags.address);
+  GatewayClient client(flags.address, flags.api_key);
   BalanceWatch watch(flags.watch);
   v1::BalanceReport report;
   report.set_name(flags.name);
@@ -163,6 +165,7 @@ void AddPlanFlags(CLI::App& app, Flags& flags) {
   app.add_option("--address", flags.address, "Of the gateway")
       ->envname("TROUPE_ADDRESS")
       ->capture_default_str();
+  AddApiKeyFlag(app, flags.api_key);
   const std::map<std::string, BalanceBy> by = {
       {"tokens", BalanceBy::kTokens},
       {"activated", BalanceBy::kActivatedExperts}};

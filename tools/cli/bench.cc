@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "tools/cli/api_key_flag.h"
 #include "tools/cli/bench_report.h"
 #include "tools/cli/command.h"
 #include "tools/cli/gateway_client.h"
@@ -21,6 +22,7 @@ namespace {
 
 struct Flags {
   std::string address = kDefaultAddress;
+  std::string api_key;
   size_t requests = 0;  // 0: by concurrency, or by duration
   double duration_s = 0;
   size_t concurrency = 1;
@@ -85,7 +87,7 @@ int Run(const Flags& flags) {
     absl::MutexLock lock(&mu);
     if (running != nullptr) running->Stop();
   });
-  GatewayClient client(flags.address);
+  GatewayClient client(flags.address, flags.api_key);
   const absl::StatusOr<v1::ModelInfo> model = client.GetModel();
   if (!model.ok()) {
     std::fprintf(stderr, "troupe: %s\n",
@@ -109,6 +111,7 @@ int Run(const Flags& flags) {
   const bool terminal = IsTerminal(STDERR_FILENO);
   const auto run = [&](LoadOptions options, uint64_t first_index) {
     options.address = flags.address;
+    options.api_key = flags.api_key;
     options.timeout_ms = static_cast<int>(flags.timeout_s * 1000);
     options.make_request = [&, first_index](size_t index) {
       return MakeRequest(flags, *model, first_index + index);
@@ -163,6 +166,7 @@ Command AddBench(CLI::App& parent) {
   app->add_option("--address", flags->address, "Of the gateway")
       ->envname("TROUPE_ADDRESS")
       ->capture_default_str();
+  AddApiKeyFlag(*app, flags->api_key);
   app->add_option("--requests", flags->requests,
                   "How many; default: 4 per --concurrency, at least 16");
   app->add_option("--duration", flags->duration_s,

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "common/status_macros.h"
+#include "tools/cli/api_key_flag.h"
 #include "tools/cli/chat_format.h"
 #include "tools/cli/command.h"
 #include "tools/cli/generation_flags.h"
@@ -20,6 +21,7 @@ namespace {
 
 struct Flags {
   std::string address = kDefaultAddress;
+  std::string api_key;
   std::string system;
   GenerationFlags generation;
 };
@@ -100,7 +102,7 @@ std::vector<ChatMessage> FreshConversation(const Flags& flags) {
 }
 
 int Run(const Flags& flags) {
-  GatewayClient client(flags.address);
+  GatewayClient client(flags.address, flags.api_key);
   std::atomic<bool> answering = false;
   Interrupts interrupts([&] {
     if (!answering) _exit(kExitInterrupted);
@@ -157,6 +159,7 @@ Command AddChat(CLI::App& parent) {
   app->add_option("--address", flags->address, "Of the gateway")
       ->envname("TROUPE_ADDRESS")
       ->capture_default_str();
+  AddApiKeyFlag(*app, flags->api_key);
   app->add_option("--system", flags->system, "System message");
   AddGenerationFlags(*app, flags->generation);
   app->footer(

@@ -18,6 +18,7 @@
 #include "common/clock.h"
 #include "common/rpc/unix_socket.h"
 #include "model/file_hash.h"
+#include "tools/cli/api_key_flag.h"
 #include "tools/cli/balance_commands.h"
 #include "tools/cli/command.h"
 #include "tools/cli/experts_client.h"
@@ -35,6 +36,7 @@ constexpr milliseconds kRouterPoll(20);
 
 struct Flags {
   std::string gateway = kDefaultAddress;
+  std::string api_key;
   std::vector<std::string> experts;
   bool all = false;
   double share = 5;  // percent
@@ -51,7 +53,8 @@ int Fail(const std::string& message) {
 absl::StatusOr<std::vector<std::string>> Addresses(const Flags& flags) {
   if (!flags.experts.empty()) return flags.experts;
   const absl::StatusOr<v1::ClusterStats> stats =
-      GatewayClient(flags.gateway).GetStats(/*include_experts=*/false);
+      GatewayClient(flags.gateway, flags.api_key)
+          .GetStats(/*include_experts=*/false);
   if (!stats.ok()) {
     return absl::Status(stats.status().code(),
                         Explain(stats.status(), flags.gateway));
@@ -193,8 +196,8 @@ int Status(const Flags& flags) {
 }
 
 // Until the routers that the gateway knows use the revision.
-void AwaitRouters(const std::string& gateway, uint64_t revision) {
-  GatewayClient client(gateway);
+void AwaitRouters(const Flags& flags, uint64_t revision) {
+  GatewayClient client(flags.gateway, flags.api_key);
   const SteadyTime limit = std::chrono::steady_clock::now() + kRouterLimit;
   std::string late;
   do {
@@ -235,7 +238,7 @@ int Change(const Flags& flags, const char* name, Action action) {
     std::fprintf(stderr, "%s\n", WithoutControls(line).c_str());
   };
   options.await_routers = [&flags](uint64_t revision) {
-    AwaitRouters(flags.gateway, revision);
+    AwaitRouters(flags, revision);
   };
   ExpertsClient client(*addresses);
   const absl::Status status = action(client, options);
@@ -258,6 +261,7 @@ CLI::App* AddSub(CLI::App& app, const char* name, const char* text,
                   "Of the gateway, whose routers know the expert processes")
       ->envname("TROUPE_ADDRESS")
       ->capture_default_str();
+  AddApiKeyFlag(*sub, flags.api_key);
   sub->add_option("--experts", flags.experts,
                   "Addresses of the expert processes instead, with commas "
                   "between")

@@ -11,6 +11,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "grpcpp/client_context.h"
 #include "protos/gateway.pb.h"
 
 namespace troupe {
@@ -20,7 +21,9 @@ inline constexpr char kDefaultAddress[] = "127.0.0.1:7070";
 // Calls to one gateway. Thread-safe.
 class GatewayClient {
  public:
-  explicit GatewayClient(const std::string& address);
+  // api_key: empty for none.
+  explicit GatewayClient(const std::string& address,
+                         const std::string& api_key = "");
   ~GatewayClient();
 
   absl::StatusOr<v1::ModelInfo> GetModel();
@@ -43,6 +46,9 @@ class GatewayClient {
   struct State;
   std::unique_ptr<State> state_;
 };
+
+// Calls with the key; with none when it is empty.
+void SetApiKey(grpc::ClientContext& context, const std::string& api_key);
 
 // One line for people, with advice where there is some.
 std::string Explain(const absl::Status& status, const std::string& address);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "nlohmann/json.hpp"
+#include "tools/cli/api_key_flag.h"
 #include "tools/cli/command.h"
 #include "tools/cli/generation_flags.h"
 #include "tools/cli/interrupts.h"
@@ -19,6 +20,7 @@ namespace {
 struct Flags {
   std::string prompt;
   std::string address = kDefaultAddress;
+  std::string api_key;
   GenerationFlags generation;
   uint32_t n = 1;
   bool echo = false;
@@ -117,7 +119,7 @@ absl::Status CollectAndPrint(GatewayClient& client,
 }
 
 int Run(Flags& flags) {
-  GatewayClient client(flags.address);
+  GatewayClient client(flags.address, flags.api_key);
   Interrupts interrupts([&client] { client.CancelAll(); });
   if (flags.prompt == "-") {
     flags.prompt.assign(std::istreambuf_iterator<char>(std::cin), {});
@@ -160,6 +162,7 @@ Command AddGenerate(CLI::App& parent) {
   app->add_option("--address", flags->address, "Of the gateway")
       ->envname("TROUPE_ADDRESS")
       ->capture_default_str();
+  AddApiKeyFlag(*app, flags->api_key);
   app->add_option("-n,--choices", flags->n, "Different continuations")
       ->check(CLI::Range(1, 16))
       ->capture_default_str();

@@ -16,6 +16,7 @@ namespace troupe {
 
 struct LoadOptions {
   std::string address;
+  std::string api_key;  // empty: none
   size_t num_requests = 0;
   // Closed loop: so many requests at a time. Ignored with an open loop.
   size_t concurrency = 1;

@@ -37,9 +37,9 @@ int Main(int argc, char** argv) {
       "troupe COMMAND --help says more.\n"
       "Exit status: 0 done, 1 failed, 2 wrong command line, 130 interrupted.");
   const std::vector<Command> commands = {
-      AddServe(app),   AddGenerate(app), AddChat(app),
-      AddStats(app),   AddExperts(app),  AddBench(app),
-      AddInspect(app), AddQuantize(app), AddMakeModel(app)};
+      AddServe(app),     AddGenerate(app), AddChat(app),    AddStats(app),
+      AddExperts(app),   AddBench(app),    AddInspect(app), AddQuantize(app),
+      AddMakeModel(app), AddKeys(app)};
   const std::string unknown = UnknownCommand(argc, argv, commands);
   if (!unknown.empty()) {
     std::vector<std::string> names;

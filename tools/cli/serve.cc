@@ -19,6 +19,7 @@
 #include "common/status_macros.h"
 #include "common/thread_pool.h"
 #include "model/config.h"
+#include "tools/cli/api_key_flag.h"
 #include "tools/cli/command.h"
 #include "tools/cli/generation_flags.h"
 #include "tools/cli/serve_plan.h"
@@ -33,6 +34,7 @@ struct Flags {
   std::string transport = "unix";
   std::string once;
   GenerationFlags generation;
+  std::string api_key;  // of --once
   CLI::Option* once_option = nullptr;
   CLI::Option* log_level_option = nullptr;
   CLI::Option* http_option = nullptr;
@@ -218,7 +220,7 @@ absl::Status Serve(Flags& flags) {
     screen.Line("troupe | draining");
     return supervisor.Drain();
   }
-  GatewayClient client(inner);
+  GatewayClient client(inner, flags.api_key);
   absl::Status answer;
   std::thread asking([&] {
     answer = AnswerOnce(flags, client);
@@ -273,6 +275,10 @@ void AddClusterFlags(CLI::App& app, Flags& flags) {
           ->capture_default_str();
   app.add_option("--model-name", serve.model_name,
                  "Default: the folder's name");
+  app.add_option("--api-keys", serve.api_keys,
+                 "File of the API keys that the gateway lets in (troupe keys "
+                 "add writes it); default: everybody is let in")
+      ->envname("TROUPE_API_KEYS");
   app.add_option("--transport", flags.transport,
                  "Between the processes: unix sockets or tcp on 127.0.0.1")
       ->check(CLI::IsMember({"unix", "tcp"}))
@@ -354,6 +360,7 @@ Command AddServe(CLI::App& parent) {
   flags->once_option = app->add_option(
       "--once", flags->once, "Answer this prompt on standard output, then end");
   AddGenerationFlags(*app, flags->generation);
+  AddApiKeyFlag(*app, flags->api_key);
   app->footer(
       "The processes are the binaries troupe-gateway, troupe-router and\n"
       "troupe-expert beside this one. One that dies is started again. Ctrl-C "

@@ -146,6 +146,9 @@ absl::StatusOr<std::vector<ProcessSpec>> PlanProcesses(
     AddFlag(gateway.arguments, "--model-name", options.model_name);
   }
   AddUnlessZero(gateway.arguments, "--max-requests", options.max_requests);
+  if (!options.api_keys.empty()) {
+    AddFlag(gateway.arguments, "--api-keys", options.api_keys);
+  }
   processes.push_back(std::move(gateway));
   return processes;
 }

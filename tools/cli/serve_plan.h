@@ -40,6 +40,7 @@ struct ServeOptions {
   std::string fallback;
   int drain_seconds = 30;
   std::string log_level = "info";
+  std::string api_keys;  // file of the gateway; empty: none are demanded
 
   std::string binary_dir;  // where troupe-expert and the others are
   std::string run_dir;     // for sockets

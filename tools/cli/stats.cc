@@ -12,6 +12,7 @@
 #include "absl/strings/str_split.h"
 #include "cluster/rollout.h"
 #include "google/protobuf/util/json_util.h"
+#include "tools/cli/api_key_flag.h"
 #include "tools/cli/command.h"
 #include "tools/cli/gateway_client.h"
 #include "tools/cli/generation_flags.h"
@@ -25,6 +26,7 @@ namespace {
 
 struct Flags {
   std::string address = kDefaultAddress;
+  std::string api_key;
   bool watch = false;
   double interval_s = 1;
   bool json = false;
@@ -297,7 +299,7 @@ int Watch(GatewayClient& client, const Flags& flags) {
 }
 
 int Run(const Flags& flags) {
-  GatewayClient client(flags.address);
+  GatewayClient client(flags.address, flags.api_key);
   if (flags.watch) return Watch(client, flags);
   const absl::StatusOr<v1::ClusterStats> stats = client.GetStats(true);
   if (!stats.ok()) {
@@ -322,6 +324,7 @@ Command AddStats(CLI::App& parent) {
   app->add_option("--address", flags->address, "Of the gateway")
       ->envname("TROUPE_ADDRESS")
       ->capture_default_str();
+  AddApiKeyFlag(*app, flags->api_key);
   CLI::Option* watch = app->add_flag("-w,--watch", flags->watch,
                                      "Draw again and again until Ctrl-C");
   app->add_option("--interval", flags->interval_s, "Of --watch, in seconds")
