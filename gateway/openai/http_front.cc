@@ -13,6 +13,7 @@
 #include "absl/strings/strip.h"
 #include "common/check.h"
 #include "common/status_macros.h"
+#include "gateway/metrics_text.h"
 #include "gateway/openai/api_error.h"
 #include "gateway/openai/json_fields.h"
 #include "gateway/openai/openai_call.h"
@@ -256,6 +257,14 @@ constexpr Route kRoutes[] = {
     {"GET", "/ping", std::nullopt,
      [](GatewayContext& context, const auto& exchange, const auto& id,
         KeyLease) { Answer(exchange, id, Readiness(context)); }},
+    {"GET", "/metrics", CallKind::kLook,
+     [](GatewayContext& context, const auto& exchange, const auto& id,
+        KeyLease) {
+       HttpResponse response;
+       response.headers = {{"content-type", kMetricsContentType}};
+       response.body = MetricsText(context);
+       Answer(exchange, id, std::move(response));
+     }},
     {"GET", "/version", CallKind::kLook,
      [](GatewayContext&, const auto& exchange, const auto& id, KeyLease) {
        Answer(exchange, id, JsonResponse(200, {{"version", kVersion}}));
