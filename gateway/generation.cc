@@ -12,6 +12,7 @@
 #include "common/logging.h"
 #include "common/rpc/status.h"
 #include "gateway/grpc_admission.h"
+#include "gateway/refusal.h"
 
 namespace troupe {
 namespace {
