@@ -1,63 +1,12 @@
 #include "gateway/served_model.h"
 
-#include <fstream>
-#include <sstream>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
+#include "model/chat_template/chat_template_files.h"
 #include "model/checkpoint.h"
-#include "nlohmann/json.hpp"
 
 namespace troupe {
-namespace {
-
-// Empty when the file does not exist.
-std::string ReadText(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream text;
-  text << file.rdbuf();
-  return text.str();
-}
-
-// A text, or a list of named texts of which "default" counts.
-absl::StatusOr<std::string> TemplateOf(const nlohmann::json& value,
-                                       const std::string& path) {
-  if (value.is_null()) return std::string();
-  if (value.is_string()) return value.get<std::string>();
-  if (value.is_array()) {
-    for (const nlohmann::json& entry : value) {
-      if (entry.is_object() && entry.value("name", "") == "default" &&
-          entry.contains("template") && entry["template"].is_string()) {
-        return entry["template"].get<std::string>();
-      }
-    }
-    return std::string();
-  }
-  return absl::InvalidArgumentError(
-      absl::StrCat(path, ": chat_template is neither a text nor a list"));
-}
-
-// chat_template.jinja, else the key of tokenizer_config.json.
-absl::StatusOr<std::string> LoadChatTemplate(const std::string& model_dir) {
-  std::string text = ReadText(absl::StrCat(model_dir, "/chat_template.jinja"));
-  if (!text.empty()) return text;
-  const std::string path = absl::StrCat(model_dir, "/tokenizer_config.json");
-  const std::string config = ReadText(path);
-  if (config.empty()) return std::string();
-  const nlohmann::json json =
-      nlohmann::json::parse(config, nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path, ": not a JSON object"));
-  }
-  const auto entry = json.find("chat_template");
-  if (entry == json.end()) return std::string();
-  return TemplateOf(*entry, path);
-}
-
-}  // namespace
-
 absl::StatusOr<ServedModel> LoadServedModel(const std::string& model_dir,
                                             const std::string& name) {
   ServedModel model;
@@ -67,7 +16,12 @@ absl::StatusOr<ServedModel> LoadServedModel(const std::string& model_dir,
   model.config = checkpoint->config();
   model.fingerprint = checkpoint->fingerprint();
   ABSL_ASSIGN_OR_RETURN(model.tokenizer, Tokenizer::Load(model_dir));
-  ABSL_ASSIGN_OR_RETURN(model.chat_template, LoadChatTemplate(model_dir));
+  ABSL_ASSIGN_OR_RETURN(std::optional<LoadedChatTemplate> chat_template,
+                        LoadChatTemplate(model_dir));
+  if (chat_template) {
+    model.chat_template = std::move(chat_template->source);
+    model.compiled_chat_template = std::move(chat_template->compiled);
+  }
   model.default_sampling = DefaultSampling(model.config.generation);
   return model;
 }

@@ -287,6 +287,31 @@ TEST(LoadServedModelTest, AFolderWithoutConfigIsNamed) {
   EXPECT_THAT(std::string(status.message()), HasSubstr("config.json"));
 }
 
+TEST(LoadServedModelTest, ChatTemplateIsCompiledOrNamed) {
+  const TempDir dir;
+  std::filesystem::copy(
+      std::string(TROUPE_SOURCE_DIR) + "/tests/goldens/olmoe_gqa", dir.path());
+  absl::StatusOr<ServedModel> model = LoadServedModel(dir.path(), "m");
+  ASSERT_TRUE(model.ok()) << model.status();
+  EXPECT_FALSE(model->compiled_chat_template.has_value());
+  const auto write = [&](const char* text) {
+    std::ofstream(dir.File("chat_template.jinja")) << text;
+  };
+  write("{{ messages[0].content }}");
+  model = LoadServedModel(dir.path(), "m");
+  ASSERT_TRUE(model.ok()) << model.status();
+  EXPECT_EQ(model->chat_template, "{{ messages[0].content }}");
+  ASSERT_TRUE(model->compiled_chat_template.has_value());
+  EXPECT_EQ(
+      *model->compiled_chat_template->Render(
+          nlohmann::json::array({{{"content", "hi"}}}), true, nlohmann::json()),
+      "hi");
+  write("\n{% include 'other' %}");
+  EXPECT_EQ(LoadServedModel(dir.path(), "m").status().message(),
+            dir.File("chat_template.jinja") +
+                ": line 2: the statement 'include' is not supported");
+}
+
 TEST(GeneratePlanTest, FallbackIsCheckedAndPassedOn) {
   const ServedModel model = TestModel();
   v1::GenerateRequest request;
