@@ -10,9 +10,12 @@
 
 #include "CLI/CLI.hpp"
 #include "cluster/rollout.h"
+#include "common/descriptor_limit.h"
 #include "common/load_progress.h"
 #include "common/logging.h"
+#include "common/rpc/grpc_log.h"
 #include "common/rpc/rpc_server.h"
+#include "common/rpc/tls_flags.h"
 #include "common/status_macros.h"
 #include "common/thread_pool.h"
 #include "expert_service/cpu_expert_backend.h"
@@ -47,7 +50,30 @@ struct Options {
   std::string log_level = "info";
   bool die_with_parent = false;
   bool reflection = false;
+  ServiceTlsFlags security;
 };
+
+constexpr char kAdminMethods[] = "/troupe.v1.ExpertAdmin/";
+constexpr char kStatsMethod[] = "/troupe.v1.Expert/GetStats";
+constexpr char kReflection[] = "/grpc.reflection.v1alpha.ServerReflection/";
+
+// Who may call an expert process where routers do. Gateways ask for statistics.
+TlsAccess Access(bool admins_have_their_own) {
+  TlsAccess access;
+  access.methods[TlsRole::kRouter] = {"/troupe.v1.Expert/"};
+  access.methods[TlsRole::kGateway] = {kStatsMethod};
+  if (!admins_have_their_own) {
+    access.methods[TlsRole::kAdmin] = {kAdminMethods, kStatsMethod,
+                                       kReflection};
+  }
+  return access;
+}
+
+TlsAccess AdminAccess() {
+  TlsAccess access;
+  access.methods[TlsRole::kAdmin] = {kAdminMethods, kStatsMethod, kReflection};
+  return access;
+}
 
 absl::StatusOr<std::vector<HalfOpenRange>> RangesOrAll(const char* flag,
                                                        const std::string& text,
@@ -89,6 +115,8 @@ absl::Status Serve(const Options& options) {
                           ParseRollout(options.rollout));
   }
 
+  ABSL_ASSIGN_OR_RETURN(const std::shared_ptr<const Tls> tls,
+                        LoadServiceTls(options.security, TlsRole::kExpert));
   FrameLimits limits;
   limits.hidden_size = config.hidden_size;
   limits.num_layers = config.num_layers;
@@ -125,6 +153,13 @@ absl::Status Serve(const Options& options) {
   RpcServerOptions server_options;
   server_options.listen = options.listen;
   server_options.reflection = options.reflection;
+  server_options.admin_listen = options.security.admin_listen;
+  if (tls != nullptr) {
+    server_options.credentials =
+        tls->ForServer(Access(!options.security.admin_listen.empty()));
+    server_options.admin_credentials = tls->ForServer(AdminAccess());
+  }
+  server_options.allow_plaintext = options.security.allow_plaintext;
   ABSL_ASSIGN_OR_RETURN(const std::unique_ptr<RpcServer> server,
                         RpcServer::Start(server_options, {&service, &admin}));
 
@@ -254,6 +289,7 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_flag("--reflection", options.reflection,
                "Offer gRPC server reflection");
+  troupe::AddServiceTlsFlags(app, options.security, /*has_admin_calls=*/true);
   app.add_flag("--die-with-parent", options.die_with_parent,
                "End when the parent process does");
   CLI11_PARSE(app, argc, argv);
@@ -261,6 +297,8 @@ int main(int argc, char** argv) {
   troupe::BlockTerminationSignals();
   if (options.die_with_parent) troupe::DieWithParent();
   troupe::InitLogging(options.name, options.log_level);
+  troupe::RouteGrpcLog();
+  troupe::RaiseDescriptorLimit();
   const absl::Status status = troupe::Serve(options);
   if (absl::IsCancelled(status)) return 0;
   if (!status.ok()) {

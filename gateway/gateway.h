@@ -10,6 +10,7 @@
 #include "cluster/address_source.h"
 #include "common/clock.h"
 #include "common/http/http_server.h"
+#include "gateway/gateway_security.h"
 #include "gateway/generate_plan.h"
 #include "gateway/router_health.h"
 #include "gateway/served_model.h"
@@ -44,6 +45,10 @@ struct GatewayOptions {
   size_t max_pending_responses = 64;
   size_t tokenizer_threads = 1;
   bool reflection = true;
+  GatewaySecurity security;
+  // Further addresses, for admins alone.
+  std::vector<std::string> admin_listen;
+  bool allow_plaintext = false;  // see RpcServerOptions
 };
 
 // Serves troupe.v1.Gateway: owns the server, the connections to routers and

@@ -1,7 +1,5 @@
 #include "common/rpc/rpc_server.h"
 
-#include <arpa/inet.h>
-#include <netinet/in.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/prctl.h>
@@ -18,6 +16,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "common/local_address.h"
 #include "common/status_macros.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/health_check_service_interface.h"
@@ -63,22 +62,6 @@ bool IsHostAndPort(const std::string& address) {
          absl::SimpleAtoi(address.substr(colon + 1), &port) && port <= 65535;
 }
 
-// Whether the address, of that form, is one of this machine alone.
-bool IsLoopback(const std::string& address) {
-  std::string host = address.substr(0, address.rfind(':'));
-  if (host.size() > 2 && host.front() == '[' && host.back() == ']') {
-    host = host.substr(1, host.size() - 2);
-  }
-  if (host == "localhost") return true;
-  in_addr v4 = {};
-  if (inet_pton(AF_INET, host.c_str(), &v4) == 1) {
-    return (ntohl(v4.s_addr) >> 24) == 127;
-  }
-  in6_addr v6 = {};
-  return inet_pton(AF_INET6, host.c_str(), &v6) == 1 &&
-         IN6_IS_ADDR_LOOPBACK(&v6);
-}
-
 // One address with the credentials for it.
 struct Listener {
   std::string address;
@@ -103,14 +86,7 @@ absl::StatusOr<Listener> MakeListener(
                      "unix:/path"));
   }
   if (credentials != nullptr) return Listener{address, credentials};
-  if (!allow_plaintext && !IsLoopback(address)) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "listen address ", address,
-        ": other machines reach it, and there is no TLS. Give --tls-cert, "
-        "--tls-key and --tls-ca (\"troupe certs init\" makes a set), listen on "
-        "127.0.0.1 or unix:/path, or, on a network that you trust, say "
-        "--allow-plaintext"));
-  }
+  ABSL_RETURN_IF_ERROR(CheckPlaintext(address, allow_plaintext));
   return plain;
 }
 
