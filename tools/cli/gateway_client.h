@@ -11,6 +11,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "grpcpp/security/credentials.h"
 #include "protos/gateway.pb.h"
 
 namespace troupe {
@@ -20,7 +21,10 @@ inline constexpr char kDefaultAddress[] = "127.0.0.1:7070";
 // Calls to one gateway. Thread-safe.
 class GatewayClient {
  public:
-  explicit GatewayClient(const std::string& address);
+  // credentials: for host:port; null: plain text.
+  explicit GatewayClient(
+      const std::string& address,
+      const std::shared_ptr<grpc::ChannelCredentials>& credentials = nullptr);
   ~GatewayClient();
 
   absl::StatusOr<v1::ModelInfo> GetModel();

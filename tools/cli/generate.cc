@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "nlohmann/json.hpp"
+#include "tools/cli/client_flags.h"
 #include "tools/cli/command.h"
 #include "tools/cli/generation_flags.h"
 #include "tools/cli/interrupts.h"
@@ -18,7 +19,7 @@ namespace {
 
 struct Flags {
   std::string prompt;
-  std::string address = kDefaultAddress;
+  ClientFlags gateway;
   GenerationFlags generation;
   uint32_t n = 1;
   bool echo = false;
@@ -117,7 +118,7 @@ absl::Status CollectAndPrint(GatewayClient& client,
 }
 
 int Run(Flags& flags) {
-  GatewayClient client(flags.address);
+  GatewayClient client(flags.gateway.address, flags.gateway.to_gateway);
   Interrupts interrupts([&client] { client.CancelAll(); });
   if (flags.prompt == "-") {
     flags.prompt.assign(std::istreambuf_iterator<char>(std::cin), {});
@@ -140,7 +141,7 @@ int Run(Flags& flags) {
   if (interrupts.interrupted()) return kExitInterrupted;
   if (!status.ok()) {
     std::fprintf(stderr, "troupe: %s\n",
-                 Explain(status, flags.address).c_str());
+                 Explain(status, flags.gateway.address).c_str());
     return kExitFailed;
   }
   if (!flags.quiet && !flags.json) {
@@ -157,9 +158,7 @@ Command AddGenerate(CLI::App& parent) {
       "generate", "Continue a prompt and stream the text");
   app->add_option("PROMPT", flags->prompt, "Text; - reads standard input")
       ->required();
-  app->add_option("--address", flags->address, "Of the gateway")
-      ->envname("TROUPE_ADDRESS")
-      ->capture_default_str();
+  AddClientFlags(*app, flags->gateway);
   app->add_option("-n,--choices", flags->n, "Different continuations")
       ->check(CLI::Range(1, 16))
       ->capture_default_str();

@@ -3,6 +3,8 @@
 #include <string>
 #include <vector>
 
+#include "common/logging.h"
+#include "common/rpc/grpc_log.h"
 #include "tools/cli/command.h"
 #include "tools/cli/did_you_mean.h"
 
@@ -37,9 +39,9 @@ int Main(int argc, char** argv) {
       "troupe COMMAND --help says more.\n"
       "Exit status: 0 done, 1 failed, 2 wrong command line, 130 interrupted.");
   const std::vector<Command> commands = {
-      AddServe(app),   AddGenerate(app), AddChat(app),
-      AddStats(app),   AddExperts(app),  AddBench(app),
-      AddInspect(app), AddQuantize(app), AddMakeModel(app)};
+      AddServe(app),     AddGenerate(app), AddChat(app),    AddStats(app),
+      AddExperts(app),   AddBench(app),    AddInspect(app), AddQuantize(app),
+      AddMakeModel(app), AddCerts(app)};
   const std::string unknown = UnknownCommand(argc, argv, commands);
   if (!unknown.empty()) {
     std::vector<std::string> names;
@@ -58,6 +60,8 @@ int Main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? kExitOk : kExitUsage;
   }
+  InitLogging("troupe", "warn");
+  RouteGrpcLog();
   for (const Command& command : commands) {
     if (command.app->parsed()) return command.run();
   }
