@@ -1,7 +1,7 @@
 #include "gateway/exposure.h"
 
-#include "common/local_address.h"
 #include "common/logging.h"
+#include "common/rpc/local_address.h"
 
 namespace troupe {
 

@@ -5,8 +5,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "common/local_address.h"
 #include "common/logging.h"
+#include "common/rpc/local_address.h"
 #include "common/rpc/rpc_server.h"
 #include "common/rpc/status.h"
 #include "common/status_macros.h"

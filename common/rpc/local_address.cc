@@ -1,4 +1,4 @@
-#include "common/local_address.h"
+#include "common/rpc/local_address.h"
 
 #include <arpa/inet.h>
 #include <netinet/in.h>

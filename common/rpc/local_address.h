@@ -1,6 +1,6 @@
 // Which listen addresses other machines reach.
-#ifndef TROUPE_COMMON_LOCAL_ADDRESS_H_
-#define TROUPE_COMMON_LOCAL_ADDRESS_H_
+#ifndef TROUPE_COMMON_RPC_LOCAL_ADDRESS_H_
+#define TROUPE_COMMON_RPC_LOCAL_ADDRESS_H_
 
 #include <string>
 
@@ -19,4 +19,4 @@ absl::Status CheckPlaintext(const std::string& address, bool allow_plaintext);
 
 }  // namespace troupe
 
-#endif  // TROUPE_COMMON_LOCAL_ADDRESS_H_
+#endif  // TROUPE_COMMON_RPC_LOCAL_ADDRESS_H_
