@@ -1,46 +1,47 @@
-// Keeps a line that strangers can cause from filling the log.
+// A bound on warnings that may come once per request or message.
 #ifndef TROUPE_COMMON_LOG_LIMITER_H_
 #define TROUPE_COMMON_LOG_LIMITER_H_
 
-#include <atomic>
 #include <cstdint>
-#include <optional>
-#include <string>
+#include <mutex>
+#include <utility>
 
 #include "common/clock.h"
 
 namespace troupe {
 
-// Lets one line pass per interval and counts the others. Thread-safe.
+// Lets at most so many lines through per interval. Thread-safe.
 class LogLimiter {
  public:
-  explicit LogLimiter(milliseconds interval) : interval_(interval) {}
+  LogLimiter() : LogLimiter(20, milliseconds(1000)) {}
+  LogLimiter(uint64_t max_lines, milliseconds interval)
+      : max_lines_(max_lines), interval_(interval) {}
 
-  // When the line is to be written: how many were not since the last one.
-  std::optional<uint64_t> Take(SteadyTime now = Clock::Real().Now()) {
-    const int64_t ticks = now.time_since_epoch().count();
-    int64_t next = next_.load();
-    const int64_t after =
-        ticks +
-        std::chrono::duration_cast<SteadyTime::duration>(interval_).count();
-    if (ticks < next || !next_.compare_exchange_strong(next, after)) {
-      ++left_out_;
-      return std::nullopt;
+  // Whether to write a line now; then `left_out` is how many were not written
+  // since the last one.
+  bool Allow(SteadyTime now, uint64_t& left_out) {
+    const std::lock_guard<std::mutex> lock(mu_);
+    if (now >= end_) {
+      end_ = now + interval_;
+      lines_ = 0;
     }
-    return left_out_.exchange(0);
+    if (lines_ >= max_lines_) {
+      ++left_out_;
+      return false;
+    }
+    ++lines_;
+    left_out = std::exchange(left_out_, 0);
+    return true;
   }
 
  private:
+  const uint64_t max_lines_;
   const milliseconds interval_;
-  std::atomic<int64_t> next_{INT64_MIN};  // in the clock's ticks
-  std::atomic<uint64_t> left_out_{0};
+  std::mutex mu_;
+  SteadyTime end_ = SteadyTime::min();
+  uint64_t lines_ = 0;     // in this interval
+  uint64_t left_out_ = 0;  // since the last line
 };
-
-// The end of a line that has some before it left out.
-inline std::string LeftOutNote(uint64_t left_out) {
-  return left_out == 0 ? ""
-                       : " (" + std::to_string(left_out) + " like it left out)";
-}
 
 }  // namespace troupe
 

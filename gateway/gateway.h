@@ -10,6 +10,7 @@
 #include "cluster/address_source.h"
 #include "common/clock.h"
 #include "common/http/http_server.h"
+#include "common/metrics/metric_families.h"
 #include "gateway/gateway_security.h"
 #include "gateway/generate_plan.h"
 #include "gateway/router_health.h"
@@ -49,6 +50,7 @@ struct GatewayOptions {
   // Further addresses, for admins alone.
   std::vector<std::string> admin_listen;
   bool allow_plaintext = false;  // see RpcServerOptions
+  bool vllm_metrics = false;     // under vLLM's names, too
 };
 
 // Serves troupe.v1.Gateway: owns the server, the connections to routers and
@@ -64,6 +66,11 @@ class Gateway {
   // Of gRPC, and of HTTP.
   const std::vector<std::string>& addresses() const;
   const std::vector<std::string>& http_addresses() const;
+
+  // What the process knows is left out.
+  void AddMetrics(MetricFamilies& families) const;
+  // Unavailable says why it takes no generations.
+  absl::Status Ready() const;
 
   // NOT_SERVING and no new generations from now on; returns when the running
   // ones have ended, those that outlast `grace` by cancellation. Statistics and

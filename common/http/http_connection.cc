@@ -1,6 +1,15 @@
 #include "common/http/http_connection.h"
 
+#include <algorithm>
+#include <utility>
+
 namespace troupe {
+HttpConnections::HttpConnections(const HttpServerOptions& options,
+                                 HttpServer::Handler handler)
+    : io_context(static_cast<int>(options.num_threads)),
+      options_(options),
+      handler_(std::move(handler)),
+      max_refusing_(std::clamp<size_t>(options.max_connections / 5, 16, 256)) {}
 
 HttpResponse HttpConnections::MakeError(int status,
                                         const std::string& message) const {
@@ -12,29 +21,42 @@ HttpResponse HttpConnections::MakeError(int status,
   return response;
 }
 
-bool HttpConnections::Add(HttpConnection* connection) {
+void HttpConnections::Enter(Phase phase) {
+  absl::MutexLock lock(&mu_);
+  if (phase > phase_) phase_ = phase;
+  for (const auto& [connection, admission] : connections_) {
+    if (phase_ == Phase::kClosing) {
+      connection->Close();
+    } else {
+      connection->Drain();
+    }
+  }
+}
+
+HttpConnections::Admission HttpConnections::Add(HttpConnection* connection) {
   absl::MutexLock lock(&mu_);
   ++num_accepted_;
-  const bool ok = connections_.size() < options_.max_connections;
-  if (!ok) ++num_refused_;
-  connections_.insert(connection);
-  return ok;
+  Admission admission = Admission::kAdmit;
+  if (connections_.size() - num_refusing_ >= options_.max_connections) {
+    ++num_refused_;
+    admission =
+        num_refusing_ < max_refusing_ ? Admission::kRefuse : Admission::kDrop;
+    ++num_refusing_;
+  }
+  connections_.emplace(connection, admission);
+  return admission;
 }
 
 void HttpConnections::Remove(HttpConnection* connection) {
   absl::MutexLock lock(&mu_);
-  connections_.erase(connection);
+  const auto found = connections_.find(connection);
+  if (found->second != Admission::kAdmit) --num_refusing_;
+  connections_.erase(found);
 }
 
 HttpServer::Stats HttpConnections::stats() const {
   absl::MutexLock lock(&mu_);
   return {num_accepted_, num_refused_, connections_.size()};
-}
-
-void HttpConnections::ForEach(
-    const std::function<void(HttpConnection&)>& visit) {
-  absl::MutexLock lock(&mu_);
-  for (HttpConnection* connection : connections_) visit(*connection);
 }
 
 bool HttpConnections::AwaitNone(absl::Duration limit) {
@@ -43,6 +65,20 @@ bool HttpConnections::AwaitNone(absl::Duration limit) {
   };
   absl::MutexLock lock(&mu_);
   return mu_.AwaitWithTimeout(absl::Condition(&none), limit);
+}
+
+bool HttpConnections::ReserveBodyBytes(size_t num_bytes) {
+  if (body_bytes_.fetch_add(num_bytes) + num_bytes <=
+      options_.max_pending_body_bytes) {
+    return true;
+  }
+  body_bytes_ -= num_bytes;
+  return false;
+}
+
+void HttpConnections::Stop() {
+  absl::MutexLock lock(&stop_mu_);
+  stopped_ = true;
 }
 
 }  // namespace troupe

@@ -1,14 +1,17 @@
-// One connection of an HttpServer.
+// One connection of an HttpServer, and what all of them share.
 #ifndef TROUPE_COMMON_HTTP_HTTP_CONNECTION_H_
 #define TROUPE_COMMON_HTTP_HTTP_CONNECTION_H_
 
 #include <atomic>
+#include <cstdint>
 #include <functional>
-#include <set>
+#include <map>
 #include <string>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "boost/asio/io_context.hpp"
 #include "common/http/http_message.h"
 #include "common/http/http_server.h"
 
@@ -23,37 +26,75 @@ class HttpConnection {
   virtual void BeginStream(HttpResponse head) = 0;
   virtual void Write(std::string piece, std::function<void(bool)> written) = 0;
   virtual void EndStream() = 0;
+  // No more of the response will come: 500, or the connection is cut when a
+  // part has been sent.
+  virtual void Abandon() = 0;
+  // Calls `work` there.
+  virtual void Post(std::function<void()> work) = 0;
   // When idle: closes it. Else its response is the last one.
   virtual void Drain() = 0;
   virtual void Close() = 0;
 };
 
-// What the connections of a server share. Outlives them. Thread-safe.
+// What the connections of a server share. Each of them is an owner: an exchange
+// that somebody still has keeps its connection, and that one the io_context
+// that its (closed) socket belongs to. Thread-safe.
 class HttpConnections {
  public:
-  HttpConnections(const HttpServerOptions& options, HttpServer::Handler handler)
-      : options_(options), handler_(std::move(handler)) {}
+  HttpConnections(const HttpServerOptions& options,
+                  HttpServer::Handler handler);
+
+  boost::asio::io_context io_context;
 
   const HttpServerOptions& options() const { return options_; }
   const HttpServer::Handler& handler() const { return handler_; }
   HttpResponse MakeError(int status, const std::string& message) const;
 
-  std::atomic<bool> draining{false};
+  // Only ever goes up.
+  enum class Phase {
+    kServing,
+    kDraining,  // each response is the last of its connection
+    kLeaving,   // and a connection that has no request is closed
+    kClosing,   // all of them are
+  };
+  Phase phase() const { return phase_; }
+  // Tells the connections, too.
+  void Enter(Phase phase);
 
-  // False: there are too many; it is counted all the same, until Remove.
-  bool Add(HttpConnection* connection);
+  // kDrop: so many are being refused already that this one gets no time.
+  enum class Admission { kAdmit, kRefuse, kDrop };
+  // From the moment that a connection can be told to close until it has.
+  Admission Add(HttpConnection* connection);
   void Remove(HttpConnection* connection);
   HttpServer::Stats stats() const;
-  // Calls `visit` for each under the lock.
-  void ForEach(const std::function<void(HttpConnection&)>& visit);
   // False when some are left after `limit`.
   bool AwaitNone(absl::Duration limit);
+
+  // Of bodies that are being received. False: there is no room.
+  bool ReserveBodyBytes(size_t num_bytes);
+  void ReleaseBodyBytes(size_t num_bytes) { body_bytes_ -= num_bytes; }
+
+  // Calls `post` unless Stop has been called. When Stop returns the io_context
+  // gets no more work from outside.
+  template <typename Post>
+  bool PostUnlessStopped(const Post& post) {
+    absl::ReaderMutexLock lock(&stop_mu_);
+    if (!stopped_) post();
+    return !stopped_;
+  }
+  void Stop();
 
  private:
   const HttpServerOptions options_;
   const HttpServer::Handler handler_;
+  const size_t max_refusing_;
+  std::atomic<Phase> phase_{Phase::kServing};
+  std::atomic<size_t> body_bytes_{0};
+  absl::Mutex stop_mu_;
+  bool stopped_ ABSL_GUARDED_BY(stop_mu_) = false;
   mutable absl::Mutex mu_;
-  std::set<HttpConnection*> connections_ ABSL_GUARDED_BY(mu_);
+  std::map<HttpConnection*, Admission> connections_ ABSL_GUARDED_BY(mu_);
+  size_t num_refusing_ ABSL_GUARDED_BY(mu_) = 0;  // of connections_
   uint64_t num_accepted_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t num_refused_ ABSL_GUARDED_BY(mu_) = 0;
 };

@@ -1,11 +1,32 @@
 #include "common/http/http_message.h"
 
+#include <algorithm>
+
+#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 
 namespace troupe {
+namespace {
+
+bool IsToken(absl::string_view name) {
+  return !name.empty() && std::all_of(name.begin(), name.end(), [](char c) {
+    return absl::ascii_isalnum(static_cast<unsigned char>(c)) ||
+           absl::StrContains("!#$%&'*+-.^_`|~", c);
+  });
+}
+
+bool IsOfTheServer(absl::string_view name) {
+  for (const absl::string_view own :
+       {"connection", "content-length", "date", "transfer-encoding"}) {
+    if (absl::EqualsIgnoreCase(name, own)) return true;
+  }
+  return false;
+}
+
+}  // namespace
 
 absl::string_view HttpRequest::Header(absl::string_view name) const {
   for (const HttpHeader& header : headers) {
@@ -68,6 +89,7 @@ std::string SerializeHead(const HttpResponse& response,
                                     absl::UTCTimeZone()),
                    "\r\n");
   for (const HttpHeader& header : response.headers) {
+    if (!IsToken(header.name) || IsOfTheServer(header.name)) continue;
     absl::StrAppend(&head, header.name, ": ");
     for (const char c : header.value) {
       head += static_cast<unsigned char>(c) < 0x20 || c == 0x7f ? ' ' : c;

@@ -29,7 +29,8 @@ struct HttpRequest {
 
 struct HttpResponse {
   int status = 200;
-  // Content-Length, Connection, Date and the like are added by the server.
+  // Connection, Content-Length, Date and Transfer-Encoding are the server's:
+  // what is given here is left out.
   std::vector<HttpHeader> headers;
   std::string body;
 };
@@ -39,7 +40,8 @@ const char* ReasonPhrase(int status);
 
 // Bytes on the wire. `framing` holds the header lines that say how long the
 // body is, each with its end of line. Control characters in values are
-// replaced by spaces, so that no value begins a line of its own.
+// replaced by spaces, so that no value begins a line of its own; a header whose
+// name is none is left out.
 std::string SerializeHead(const HttpResponse& response,
                           absl::string_view framing);
 // One chunk of "transfer-encoding: chunked"; data must not be empty.

@@ -1,8 +1,12 @@
 #include "common/http/http_server.h"
 
+#include <sys/resource.h>
+
+#include <algorithm>
 #include <thread>
 #include <utility>
 
+#include "absl/algorithm/container.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "boost/asio/io_context.hpp"
@@ -18,8 +22,8 @@ namespace {
 // Accepting pauses for so long when there are no descriptors.
 constexpr milliseconds kAcceptPause{50};
 
-absl::StatusOr<Tcp::endpoint> Resolve(asio::io_context& io,
-                                      const std::string& address) {
+absl::StatusOr<std::vector<Tcp::endpoint>> Resolve(asio::io_context& io,
+                                                   const std::string& address) {
   const size_t colon = address.rfind(':');
   uint32_t port = 0;
   if (colon == std::string::npos || colon == 0 ||
@@ -33,13 +37,34 @@ absl::StatusOr<Tcp::endpoint> Resolve(asio::io_context& io,
   }
   boost::system::error_code error;
   Tcp::resolver resolver(io);
-  const auto results = resolver.resolve(host, std::to_string(port),
-                                        Tcp::resolver::passive, error);
-  if (error || results.empty()) {
+  std::vector<Tcp::endpoint> endpoints;
+  for (const auto& entry : resolver.resolve(host, std::to_string(port),
+                                            Tcp::resolver::passive, error)) {
+    if (!absl::c_linear_search(endpoints, entry.endpoint())) {
+      endpoints.push_back(entry.endpoint());
+    }
+  }
+  if (error || endpoints.empty()) {
     return absl::InvalidArgumentError(
         absl::StrCat("\"", address, "\": ", error.message()));
   }
-  return results.begin()->endpoint();
+  return endpoints;
+}
+
+// A process that runs out of descriptors can neither refuse a connection nor
+// open a file: of those that it may have, five eighths are for connections, and
+// up to one is for connections that are being refused.
+HttpServerOptions WithinLimits(HttpServerOptions options) {
+  rlimit limit = {};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return options;
+  const size_t room = limit.rlim_cur / 8 * 5;
+  if (options.max_connections > room) {
+    spdlog::warn(
+        "at most {} HTTP connections, not {}: the limit of open files is {}",
+        room, options.max_connections, limit.rlim_cur);
+    options.max_connections = room;
+  }
+  return options;
 }
 
 }  // namespace
@@ -49,83 +74,120 @@ HttpExchange::HttpExchange(std::shared_ptr<HttpConnection> connection,
     : connection_(std::move(connection)), request_(std::move(request)) {}
 
 HttpExchange::~HttpExchange() {
-  if (answered_) return;
-  HttpResponse response;
-  response.status = 500;
-  connection_->Respond(std::move(response));
+  absl::MutexLock lock(&mu_);
+  if (phase_ != Phase::kEnded) connection_->Abandon();
 }
 
 void HttpExchange::WatchClient(std::function<void()> gone) {
-  connection_->Watch(std::move(gone));
+  absl::MutexLock lock(&mu_);
+  if (phase_ == Phase::kFresh) connection_->Watch(std::move(gone));
 }
 
 void HttpExchange::Respond(HttpResponse response) {
-  answered_ = true;
+  absl::MutexLock lock(&mu_);
+  if (phase_ != Phase::kFresh) return;
+  phase_ = Phase::kEnded;
   connection_->Respond(std::move(response));
 }
 
 void HttpExchange::BeginStream(HttpResponse head) {
-  answered_ = true;
+  absl::MutexLock lock(&mu_);
+  if (phase_ != Phase::kFresh) return;
+  phase_ = Phase::kStreaming;
   connection_->BeginStream(std::move(head));
 }
 
 void HttpExchange::Write(std::string piece,
                          std::function<void(bool ok)> written) {
-  connection_->Write(std::move(piece), std::move(written));
+  absl::MutexLock lock(&mu_);
+  if (phase_ == Phase::kStreaming) {
+    connection_->Write(std::move(piece), std::move(written));
+  } else if (written) {
+    connection_->Post([written = std::move(written)] { written(false); });
+  }
 }
 
-void HttpExchange::EndStream() { connection_->EndStream(); }
+void HttpExchange::EndStream() {
+  absl::MutexLock lock(&mu_);
+  if (phase_ != Phase::kStreaming) return;
+  phase_ = Phase::kEnded;
+  connection_->EndStream();
+}
 
+// Listens, accepts, and owns the threads.
 struct HttpServer::State {
   State(const HttpServerOptions& options, Handler handler)
-      : connections(options, std::move(handler)),
-        io(static_cast<int>(options.num_threads)),
-        work(asio::make_work_guard(io)) {}
+      : connections(
+            std::make_shared<HttpConnections>(options, std::move(handler))),
+        work(asio::make_work_guard(io())) {}
 
+  asio::io_context& io() { return connections->io_context; }
+
+  // On each address that the name has.
   absl::Status Listen(const std::string& address) {
-    ABSL_ASSIGN_OR_RETURN(const Tcp::endpoint endpoint, Resolve(io, address));
-    auto acceptor = std::make_unique<Tcp::acceptor>(asio::make_strand(io));
-    boost::system::error_code error;
-    acceptor->open(endpoint.protocol(), error);
-    if (!error) {
-      acceptor->set_option(Tcp::acceptor::reuse_address(true), error);
+    ABSL_ASSIGN_OR_RETURN(std::vector<Tcp::endpoint> endpoints,
+                          Resolve(io(), address));
+    uint16_t port = 0;
+    for (Tcp::endpoint endpoint : endpoints) {
+      if (port != 0) endpoint.port(port);
+      auto acceptor = std::make_unique<Tcp::acceptor>(asio::make_strand(io()));
+      const boost::system::error_code error = Open(*acceptor, endpoint);
+      // A name of both families on a host that has one of them.
+      if (error == asio::error::address_family_not_supported ||
+          (error == boost::system::errc::address_not_available &&
+           endpoints.size() > 1)) {
+        continue;
+      }
+      if (error) {
+        return absl::UnavailableError(
+            absl::StrCat("cannot listen on ", address, ": ", error.message()));
+      }
+      port = acceptor->local_endpoint().port();
+      acceptors.push_back(std::move(acceptor));
     }
-    if (!error) acceptor->bind(endpoint, error);
-    if (!error)
-      acceptor->listen(asio::socket_base::max_listen_connections, error);
-    if (error) {
-      return absl::UnavailableError(
-          absl::StrCat("cannot listen on ", address, ": ", error.message()));
+    if (port == 0) {
+      return absl::UnavailableError(absl::StrCat(
+          "cannot listen on ", address, ": this host has no such address"));
     }
-    const size_t colon = address.rfind(':');
-    addresses.push_back(absl::StrCat(address.substr(0, colon), ":",
-                                     acceptor->local_endpoint(error).port()));
-    acceptors.push_back(std::move(acceptor));
+    addresses.push_back(
+        absl::StrCat(address.substr(0, address.rfind(':')), ":", port));
     return absl::OkStatus();
   }
 
-  void Accept(Tcp::acceptor& acceptor) {
+  static boost::system::error_code Open(Tcp::acceptor& acceptor,
+                                        const Tcp::endpoint& endpoint) {
+    boost::system::error_code error;
+    acceptor.open(endpoint.protocol(), error);
+    if (error) return error;
+    acceptor.set_option(Tcp::acceptor::reuse_address(true), error);
+    if (error) return error;
+    acceptor.bind(endpoint, error);
+    if (error) return error;
+    acceptor.listen(asio::socket_base::max_listen_connections, error);
+    return error;
+  }
+
+  // failing: so did the last try, which has been logged.
+  void Accept(Tcp::acceptor& acceptor, bool failing = false) {
     acceptor.async_accept(
-        asio::make_strand(io),
-        [this, &acceptor](const boost::system::error_code& error,
-                          Tcp::socket socket) {
-          if (error == asio::error::operation_aborted || !acceptor.is_open()) {
-            return;
+        asio::make_strand(io()),
+        [this, &acceptor, failing](const boost::system::error_code& error,
+                                   Tcp::socket socket) {
+          if (!acceptor.is_open()) return;
+          if (!error) Serve(std::move(socket));
+          if (!error || error == asio::error::connection_aborted) {
+            return Accept(acceptor);
           }
-          if (!error) {
-            Serve(std::move(socket));
-          } else if (error != asio::error::connection_aborted) {
-            spdlog::warn("cannot accept an HTTP connection: {}",
+          if (!failing) {
+            spdlog::warn("cannot accept HTTP connections for now: {}",
                          error.message());
-            auto pause = std::make_shared<asio::steady_timer>(
-                acceptor.get_executor(), kAcceptPause);
-            pause->async_wait(
-                [this, &acceptor, pause](const boost::system::error_code&) {
-                  if (acceptor.is_open()) Accept(acceptor);
-                });
-            return;
           }
-          Accept(acceptor);
+          auto pause = std::make_shared<asio::steady_timer>(
+              acceptor.get_executor(), kAcceptPause);
+          pause->async_wait(
+              [this, &acceptor, pause](const boost::system::error_code&) {
+                if (acceptor.is_open()) Accept(acceptor, true);
+              });
         });
   }
 
@@ -143,32 +205,31 @@ struct HttpServer::State {
   }
 
   void Shutdown(milliseconds grace) {
+    absl::MutexLock lock(&shutdown_mu);
     if (std::exchange(shut_down, true)) return;
     for (auto& acceptor : acceptors) {
-      asio::dispatch(acceptor->get_executor(), [&acceptor] {
+      asio::dispatch(acceptor->get_executor(), [&acceptor = *acceptor] {
         boost::system::error_code ignored;
-        acceptor->close(ignored);
+        acceptor.close(ignored);
       });
     }
-    connections.draining = true;
-    connections.ForEach([](HttpConnection& connection) { connection.Drain(); });
-    if (!connections.AwaitNone(absl::FromChrono(grace))) {
-      connections.ForEach(
-          [](HttpConnection& connection) { connection.Close(); });
-      connections.AwaitNone(absl::InfiniteDuration());
-    }
+    connections->Enter(HttpConnections::Phase::kLeaving);
+    connections->AwaitNone(absl::FromChrono(grace));
+    connections->Enter(HttpConnections::Phase::kClosing);
+    // Until all are closed, also those that were accepted a moment ago.
     work.reset();
     for (std::thread& thread : threads) thread.join();
+    connections->Stop();
   }
 
-  HttpConnections connections;
-  asio::io_context io;
+  const std::shared_ptr<HttpConnections> connections;
   asio::executor_work_guard<asio::io_context::executor_type> work;
   std::unique_ptr<TlsContext> tls;
   std::vector<std::unique_ptr<Tcp::acceptor>> acceptors;
   std::vector<std::string> addresses;
   std::vector<std::thread> threads;
-  bool shut_down = false;
+  absl::Mutex shutdown_mu;
+  bool shut_down ABSL_GUARDED_BY(shutdown_mu) = false;
 };
 
 HttpServer::HttpServer(std::unique_ptr<State> state)
@@ -178,11 +239,17 @@ HttpServer::~HttpServer() { Shutdown(milliseconds(0)); }
 
 absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(
     const HttpServerOptions& options, Handler handler) {
-  auto state = std::make_unique<State>(options, std::move(handler));
   if (options.tls_cert_file.empty() != options.tls_key_file.empty()) {
     return absl::InvalidArgumentError(
         "TLS needs both a certificate and its key");
   }
+  if (options.tls_cert_file.empty() && !options.tls_client_ca_file.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "clients' certificates (of ", options.tls_client_ca_file,
+        ") can be demanded over TLS alone: there is no certificate for it"));
+  }
+  auto state =
+      std::make_unique<State>(WithinLimits(options), std::move(handler));
   if (!options.tls_cert_file.empty()) {
     ABSL_ASSIGN_OR_RETURN(
         state->tls,
@@ -193,8 +260,8 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(
     ABSL_RETURN_IF_ERROR(state->Listen(address));
   }
   for (auto& acceptor : state->acceptors) state->Accept(*acceptor);
-  for (size_t i = 0; i < options.num_threads; ++i) {
-    state->threads.emplace_back([io = &state->io] { io->run(); });
+  for (size_t i = 0; i < std::max<size_t>(options.num_threads, 1); ++i) {
+    state->threads.emplace_back([io = &state->io()] { io->run(); });
   }
   return std::unique_ptr<HttpServer>(new HttpServer(std::move(state)));
 }
@@ -204,13 +271,11 @@ const std::vector<std::string>& HttpServer::addresses() const {
 }
 
 HttpServer::Stats HttpServer::stats() const {
-  return state_->connections.stats();
+  return state_->connections->stats();
 }
 
 void HttpServer::Drain() {
-  state_->connections.draining = true;
-  state_->connections.ForEach(
-      [](HttpConnection& connection) { connection.Drain(); });
+  state_->connections->Enter(HttpConnections::Phase::kDraining);
 }
 
 void HttpServer::Shutdown(milliseconds grace) { state_->Shutdown(grace); }

@@ -2,7 +2,6 @@
 #ifndef TROUPE_COMMON_HTTP_HTTP_SERVER_H_
 #define TROUPE_COMMON_HTTP_HTTP_SERVER_H_
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -10,7 +9,9 @@
 #include <string>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
 #include "common/clock.h"
 #include "common/http/http_message.h"
 
@@ -21,17 +22,22 @@ struct HttpServerOptions {
   std::vector<std::string> listen;
   size_t num_threads = 1;
 
-  // More are refused with 503 and closed.
+  // More are refused with 503 and closed. Fewer when the process may not have
+  // so many descriptors (RLIMIT_NOFILE); Start logs it.
   size_t max_connections = 4096;
   size_t max_header_bytes = 16 << 10;  // 431
+  size_t max_header_lines = 100;       // 431
   size_t max_body_bytes = 2 << 20;     // 413
+  // Of all bodies that are being received; more are refused with 503.
+  size_t max_pending_body_bytes = 256 << 20;
   // Between two requests of a connection.
   milliseconds idle_timeout{60000};
   // From a request's first byte to the end of its header, and from there to
   // the end of its body (408).
   milliseconds header_timeout{10000};
   milliseconds body_timeout{60000};
-  // A client that takes none of what is sent for so long is given up.
+  // A client that takes less than 64 KiB, or the rest, of what is sent in this
+  // time is given up; so is one whose host does not answer for so long.
   milliseconds write_timeout{30000};
 
   // PEM files; both or none. Read again when they change, for new
@@ -50,8 +56,14 @@ struct HttpServerOptions {
 class HttpConnection;
 
 // One request and its response. Thread-safe; the callbacks run on the server's
-// threads, one at a time. When the last owner goes without a response the
-// client gets 500.
+// threads, one at a time, and never inside a call, save after the server's
+// Shutdown, which does not wait for exchanges: then they run inside the call.
+// When the last owner goes without a response the client gets 500; when it goes
+// within a stream the connection is cut, so that the client does not take what
+// it has for the whole.
+//
+// A response ends once: what is called after that does nothing (`written` gets
+// false).
 class HttpExchange {
  public:
   HttpExchange(std::shared_ptr<HttpConnection> connection, HttpRequest request);
@@ -62,7 +74,9 @@ class HttpExchange {
   const HttpRequest& request() const { return request_; }
 
   // `gone` is called at most once, when the client goes away before its
-  // response has ended; until then it is kept. Before the response begins.
+  // response has ended; until then it is kept. Before the response begins. A
+  // client that only closes its sending side counts as gone, too; what it is
+  // answered all the same is sent.
   void WatchClient(std::function<void()> gone);
 
   // The whole response.
@@ -76,9 +90,14 @@ class HttpExchange {
   void EndStream();
 
  private:
+  enum class Phase { kFresh, kStreaming, kEnded };
+
   const std::shared_ptr<HttpConnection> connection_;
   const HttpRequest request_;
-  std::atomic<bool> answered_{false};
+  // Held while a call is handed over: the connection sees no call behind the
+  // end, which could go into the next response.
+  absl::Mutex mu_;
+  Phase phase_ ABSL_GUARDED_BY(mu_) = Phase::kFresh;
 };
 
 // Owns its threads and connections. Thread-safe.
@@ -106,6 +125,7 @@ class HttpServer {
   void Drain();
 
   // Accepts no more, waits at most `grace` for responses to end, closes all.
+  // Not from a callback.
   void Shutdown(milliseconds grace);
 
  private:

@@ -40,7 +40,8 @@ class TlsContext {
   const std::string client_ca_file_;
   absl::Mutex mu_;
   std::shared_ptr<boost::asio::ssl::context> context_ ABSL_GUARDED_BY(mu_);
-  std::string stamp_ ABSL_GUARDED_BY(mu_);
+  std::string stamp_ ABSL_GUARDED_BY(mu_);         // of context_
+  std::string failed_stamp_ ABSL_GUARDED_BY(mu_);  // logged
   SteadyTime next_look_ ABSL_GUARDED_BY(mu_);
 };
 

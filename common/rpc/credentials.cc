@@ -41,9 +41,9 @@ std::vector<std::string> Strings(const std::vector<grpc::string_ref>& refs) {
 
 // Logs a refusal, seldom enough.
 void LogRefusal(LogLimiter& limiter, const std::string& text) {
-  const std::optional<uint64_t> left_out = limiter.Take();
-  if (!left_out.has_value()) return;
-  spdlog::warn("{}{}", text, LeftOutNote(*left_out));
+  uint64_t left_out = 0;
+  if (!limiter.Allow(Clock::Real().Now(), left_out)) return;
+  spdlog::warn("{} left_out={}", text, left_out);
 }
 
 bool Matches(const std::vector<std::string>& methods, absl::string_view path) {
@@ -149,7 +149,7 @@ class ClientVerifier final : public tls::ExternalCertificateVerifier {
 
   const std::shared_ptr<const AccessRules> rules_;
   const Files files_;
-  LogLimiter limiter_{kBetweenLines};
+  LogLimiter limiter_{1, kBetweenLines};
 };
 
 // Asked once per call.
@@ -178,7 +178,7 @@ class CallProcessor final : public grpc::AuthMetadataProcessor {
   }
 
   const std::shared_ptr<const AccessRules> rules_;
-  LogLimiter limiter_{kBetweenLines};
+  LogLimiter limiter_{1, kBetweenLines};
 };
 
 // Runs after OpenSSL has verified the server's chain.
@@ -232,7 +232,7 @@ class ServerVerifier final : public tls::ExternalCertificateVerifier {
   const std::string cluster_;
   const Files files_;
   tls::HostNameCertificateVerifier host_;
-  LogLimiter limiter_{kBetweenLines};
+  LogLimiter limiter_{1, kBetweenLines};
 };
 
 }  // namespace

@@ -16,11 +16,10 @@ void Log(gpr_log_func_args* line) {
   if (spdlog::default_logger_raw() == nullptr) return;
   const std::string handshake = ExplainHandshake(line->message);
   if (!handshake.empty()) {
-    static LogLimiter* const limiter = new LogLimiter(milliseconds(1000));
-    const std::optional<uint64_t> left_out = limiter->Take();
-    if (left_out.has_value()) {
-      spdlog::warn("TLS handshake failed: {}{}", handshake,
-                   LeftOutNote(*left_out));
+    static LogLimiter* const limiter = new LogLimiter(1, milliseconds(1000));
+    uint64_t left_out = 0;
+    if (limiter->Allow(Clock::Real().Now(), left_out)) {
+      spdlog::warn("TLS handshake failed: {} left_out={}", handshake, left_out);
     }
     return;
   }

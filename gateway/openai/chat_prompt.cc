@@ -67,7 +67,7 @@ LiteralMarks::Text LiteralMarks::Take(const std::string& marked) {
   Text result;
   result.text.reserve(marked.size());
   for (size_t at = 0; at < marked.size();) {
-    const size_t mark = marked.find(kMark, at);
+    const size_t mark = marked.find(kMark.data(), at, kMark.size());
     const size_t end = std::min(mark, marked.size());
     result.text.append(marked, at, end - at);
     at = end;

@@ -111,6 +111,18 @@ class OpenAiCall : public std::enable_shared_from_this<OpenAiCall> {
     return request;
   }
 
+  // Each further generation is a request for the key's limits, too.
+  absl::Status AdmitOthers() {
+    while (leases_.size() < request_.generations.size()) {
+      ABSL_ASSIGN_OR_RETURN(KeyLease lease,
+                            context_.authenticator.Admit(
+                                exchange_->request().Header("authorization"),
+                                CallKind::kGenerate));
+      leases_.push_back(std::move(lease));
+    }
+    return absl::OkStatus();
+  }
+
   void Respond(HttpResponse response) const {
     AddCommonHeaders(response);
     exchange_->Respond(std::move(response));

@@ -72,7 +72,8 @@ int Fail(const Flags& flags, const absl::Status& status) {
 }
 
 int RunPlan(const Flags& flags) {
-  GatewayClient client(flags.gateway.address, flags.gateway.to_gateway);
+  GatewayClient client(flags.gateway.address, flags.gateway.api_key,
+                       flags.gateway.to_gateway);
   const absl::StatusOr<Planned> planned = Plan(client, flags);
   if (!planned.ok()) return Fail(flags, planned.status());
   const std::string text =
@@ -83,7 +84,8 @@ int RunPlan(const Flags& flags) {
 }
 
 int RunApply(const Flags& flags) {
-  GatewayClient client(flags.gateway.address, flags.gateway.to_gateway);
+  GatewayClient client(flags.gateway.address, flags.gateway.api_key,
+                       flags.gateway.to_gateway);
   const absl::StatusOr<Planned> planned = Plan(client, flags);
   if (!planned.ok()) return Fail(flags, planned.status());
   Say(BalanceVerdict(planned->plan));
@@ -133,7 +135,8 @@ absl::Status RunOnce(GatewayClient& client, const Flags& flags,
 
 int RunBalance(const Flags& flags) {
   const Interrupts interrupts(nullptr);
-  GatewayClient client(flags.gateway.address, flags.gateway.to_gateway);
+  GatewayClient client(flags.gateway.address, flags.gateway.api_key,
+                       flags.gateway.to_gateway);
   BalanceWatch watch(flags.watch);
   v1::BalanceReport report;
   report.set_name(flags.name);

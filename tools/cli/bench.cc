@@ -85,7 +85,8 @@ int Run(const Flags& flags) {
     absl::MutexLock lock(&mu);
     if (running != nullptr) running->Stop();
   });
-  GatewayClient client(flags.gateway.address, flags.gateway.to_gateway);
+  GatewayClient client(flags.gateway.address, flags.gateway.api_key,
+                       flags.gateway.to_gateway);
   const absl::StatusOr<v1::ModelInfo> model = client.GetModel();
   if (!model.ok()) {
     std::fprintf(stderr, "troupe: %s\n",
@@ -110,6 +111,7 @@ int Run(const Flags& flags) {
   const auto run = [&](LoadOptions options, uint64_t first_index) {
     options.address = flags.gateway.address;
     options.credentials = flags.gateway.to_gateway;
+    options.api_key = flags.gateway.api_key;
     options.timeout_ms = static_cast<int>(flags.timeout_s * 1000);
     options.make_request = [&, first_index](size_t index) {
       return MakeRequest(flags, *model, first_index + index);

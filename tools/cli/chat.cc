@@ -101,7 +101,8 @@ std::vector<ChatMessage> FreshConversation(const Flags& flags) {
 }
 
 int Run(const Flags& flags) {
-  GatewayClient client(flags.gateway.address, flags.gateway.to_gateway);
+  GatewayClient client(flags.gateway.address, flags.gateway.api_key,
+                       flags.gateway.to_gateway);
   std::atomic<bool> answering = false;
   Interrupts interrupts([&] {
     if (!answering) _exit(kExitInterrupted);

@@ -1,6 +1,7 @@
 #include "tools/cli/client_flags.h"
 
 #include "common/rpc/tls_flags.h"
+#include "tools/cli/api_key_flag.h"
 
 namespace troupe {
 
@@ -9,6 +10,7 @@ void AddClientFlags(CLI::App& app, ClientFlags& flags,
   app.add_option("--address", flags.address, address_help)
       ->envname("TROUPE_ADDRESS")
       ->capture_default_str();
+  AddApiKeyFlag(app, flags.api_key);
   AddTlsFlags(app, flags.tls);
   app.parse_complete_callback([&flags] {
     const absl::StatusOr<std::shared_ptr<const Tls>> tls =

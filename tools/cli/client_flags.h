@@ -14,6 +14,7 @@ namespace troupe {
 
 struct ClientFlags {
   std::string address = kDefaultAddress;
+  std::string api_key;  // empty: none
   TlsOptions tls;
 
   // From the files, once the command line has been read; null: plain text.
@@ -22,8 +23,8 @@ struct ClientFlags {
   std::shared_ptr<grpc::ChannelCredentials> to_experts;
 };
 
-// --address, --tls-cert, --tls-key and --tls-ca. A file that is not good is an
-// error of the command line. `flags` must live as long as `app`.
+// --address, --api-key, --tls-cert, --tls-key and --tls-ca. A file that is not
+// good is an error of the command line. `flags` must live as long as `app`.
 void AddClientFlags(CLI::App& app, ClientFlags& flags,
                     const std::string& address_help = "Of the gateway");
 

@@ -25,6 +25,7 @@ Command AddStats(CLI::App& parent);
 Command AddBench(CLI::App& parent);
 Command AddExperts(CLI::App& parent);
 Command AddCerts(CLI::App& parent);
+Command AddKeys(CLI::App& parent);
 
 }  // namespace troupe
 

@@ -52,7 +52,8 @@ int Fail(const std::string& message) {
 absl::StatusOr<std::vector<std::string>> Addresses(const Flags& flags) {
   if (!flags.experts.empty()) return flags.experts;
   const absl::StatusOr<v1::ClusterStats> stats =
-      GatewayClient(flags.gateway.address, flags.gateway.to_gateway)
+      GatewayClient(flags.gateway.address, flags.gateway.api_key,
+                    flags.gateway.to_gateway)
           .GetStats(/*include_experts=*/false);
   if (!stats.ok()) {
     return absl::Status(stats.status().code(),
@@ -196,7 +197,7 @@ int Status(const Flags& flags) {
 
 // Until the routers that the gateway knows use the revision.
 void AwaitRouters(const ClientFlags& gateway, uint64_t revision) {
-  GatewayClient client(gateway.address, gateway.to_gateway);
+  GatewayClient client(gateway.address, gateway.api_key, gateway.to_gateway);
   const SteadyTime limit = std::chrono::steady_clock::now() + kRouterLimit;
   std::string late;
   do {

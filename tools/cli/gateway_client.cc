@@ -39,15 +39,22 @@ std::string ExplainConnection(const std::string& message) {
 }  // namespace
 
 struct GatewayClient::State {
+  std::string api_key;
   std::unique_ptr<v1::Gateway::Stub> stub;
   absl::Mutex mu;
   std::set<grpc::ClientContext*> running ABSL_GUARDED_BY(mu);
 };
 
+void SetApiKey(grpc::ClientContext& context, const std::string& api_key) {
+  if (api_key.empty()) return;
+  context.AddMetadata("authorization", absl::StrCat("Bearer ", api_key));
+}
+
 GatewayClient::GatewayClient(
-    const std::string& address,
+    const std::string& address, const std::string& api_key,
     const std::shared_ptr<grpc::ChannelCredentials>& credentials)
     : state_(std::make_unique<State>()) {
+  state_->api_key = api_key;
   state_->stub = v1::Gateway::NewStub(MakeChannel(address, credentials));
 }
 GatewayClient::~GatewayClient() = default;
@@ -55,6 +62,7 @@ GatewayClient::~GatewayClient() = default;
 absl::StatusOr<v1::ModelInfo> GatewayClient::GetModel() {
   grpc::ClientContext context;
   SetTimeout(context, kUnaryTimeout);
+  SetApiKey(context, state_->api_key);
   v1::ModelInfo info;
   const grpc::Status status =
       state_->stub->GetModel(&context, v1::GetModelRequest(), &info);
@@ -65,6 +73,7 @@ absl::StatusOr<v1::ModelInfo> GatewayClient::GetModel() {
 absl::StatusOr<v1::ClusterStats> GatewayClient::GetStats(bool include_experts) {
   grpc::ClientContext context;
   SetTimeout(context, kUnaryTimeout);
+  SetApiKey(context, state_->api_key);
   v1::GetStatsRequest request;
   request.set_include_experts(include_experts);
   v1::ClusterStats stats;
@@ -76,6 +85,7 @@ absl::StatusOr<v1::ClusterStats> GatewayClient::GetStats(bool include_experts) {
 absl::Status GatewayClient::ReportBalance(const v1::BalanceReport& report) {
   grpc::ClientContext context;
   SetTimeout(context, kUnaryTimeout);
+  SetApiKey(context, state_->api_key);
   v1::ReportBalanceResponse response;
   return FromGrpcStatus(
       state_->stub->ReportBalance(&context, report, &response));
@@ -85,6 +95,7 @@ absl::StatusOr<std::vector<uint32_t>> GatewayClient::Tokenize(
     const std::string& text, bool add_special_tokens, bool parse_special) {
   grpc::ClientContext context;
   SetTimeout(context, kUnaryTimeout);
+  SetApiKey(context, state_->api_key);
   v1::TokenizeRequest request;
   request.set_text(text);
   request.set_add_special_tokens(add_special_tokens);
@@ -101,6 +112,7 @@ absl::Status GatewayClient::Generate(
     const v1::GenerateRequest& request, int timeout_ms,
     const std::function<void(const v1::GenerateResponse&)>& on_response) {
   grpc::ClientContext context;
+  SetApiKey(context, state_->api_key);
   if (timeout_ms > 0) SetTimeout(context, milliseconds(timeout_ms));
   {
     absl::MutexLock lock(&state_->mu);
@@ -137,6 +149,9 @@ std::string Explain(const absl::Status& status, const std::string& address) {
                           "troupe serve MODEL_DIR");
     case absl::StatusCode::kResourceExhausted:
       return absl::StrCat(address, ": ", message, "; try again in a moment");
+    case absl::StatusCode::kUnauthenticated:
+      return absl::StrCat(address, ": ", message,
+                          "; give one with --api-key-file or TROUPE_API_KEY");
     case absl::StatusCode::kDeadlineExceeded:
       return absl::StrCat(address, ": no answer in time (", message, ")");
     default:

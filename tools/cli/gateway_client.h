@@ -11,6 +11,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "grpcpp/client_context.h"
 #include "grpcpp/security/credentials.h"
 #include "protos/gateway.pb.h"
 
@@ -21,9 +22,9 @@ inline constexpr char kDefaultAddress[] = "127.0.0.1:7070";
 // Calls to one gateway. Thread-safe.
 class GatewayClient {
  public:
-  // credentials: for host:port; null: plain text.
+  // api_key: empty for none. credentials: for host:port; null: plain text.
   explicit GatewayClient(
-      const std::string& address,
+      const std::string& address, const std::string& api_key = "",
       const std::shared_ptr<grpc::ChannelCredentials>& credentials = nullptr);
   ~GatewayClient();
 
@@ -47,6 +48,9 @@ class GatewayClient {
   struct State;
   std::unique_ptr<State> state_;
 };
+
+// Calls with the key; with none when it is empty.
+void SetApiKey(grpc::ClientContext& context, const std::string& api_key);
 
 // One line for people, with advice where there is some.
 std::string Explain(const absl::Status& status, const std::string& address);

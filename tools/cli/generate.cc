@@ -118,7 +118,8 @@ absl::Status CollectAndPrint(GatewayClient& client,
 }
 
 int Run(Flags& flags) {
-  GatewayClient client(flags.gateway.address, flags.gateway.to_gateway);
+  GatewayClient client(flags.gateway.address, flags.gateway.api_key,
+                       flags.gateway.to_gateway);
   Interrupts interrupts([&client] { client.CancelAll(); });
   if (flags.prompt == "-") {
     flags.prompt.assign(std::istreambuf_iterator<char>(std::cin), {});

@@ -9,6 +9,7 @@
 #include "absl/time/time.h"
 #include "common/rpc/rpc_channel.h"
 #include "protos/gateway.grpc.pb.h"
+#include "tools/cli/gateway_client.h"
 
 namespace troupe {
 namespace {
@@ -44,6 +45,7 @@ class LoadGenerator::State::Request final
   Request(State& state, size_t index, double intended_s)
       : state_(state), request_(state.options.make_request(index)) {
     record_.intended_s = intended_s;
+    SetApiKey(context_, state.options.api_key);
     if (state.options.timeout_ms > 0) {
       SetDeadline(context_,
                   Clock::Real().Now() + milliseconds(state.options.timeout_ms));

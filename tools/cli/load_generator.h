@@ -19,6 +19,7 @@ struct LoadOptions {
   std::string address;
   // For host:port; null: plain text.
   std::shared_ptr<grpc::ChannelCredentials> credentials;
+  std::string api_key;  // empty: none
   size_t num_requests = 0;
   // Closed loop: so many requests at a time. Ignored with an open loop.
   size_t concurrency = 1;

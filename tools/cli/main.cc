@@ -41,7 +41,7 @@ int Main(int argc, char** argv) {
   const std::vector<Command> commands = {
       AddServe(app),     AddGenerate(app), AddChat(app),    AddStats(app),
       AddExperts(app),   AddBench(app),    AddInspect(app), AddQuantize(app),
-      AddMakeModel(app), AddCerts(app)};
+      AddMakeModel(app), AddKeys(app),     AddCerts(app)};
   const std::string unknown = UnknownCommand(argc, argv, commands);
   if (!unknown.empty()) {
     std::vector<std::string> names;

@@ -20,6 +20,7 @@
 #include "common/status_macros.h"
 #include "common/thread_pool.h"
 #include "model/config.h"
+#include "tools/cli/api_key_flag.h"
 #include "tools/cli/certs.h"
 #include "tools/cli/command.h"
 #include "tools/cli/generation_flags.h"
@@ -35,6 +36,7 @@ struct Flags {
   std::string transport = "unix";
   std::string once;
   GenerationFlags generation;
+  std::string api_key;  // of --once
   CLI::Option* once_option = nullptr;
   CLI::Option* log_level_option = nullptr;
   CLI::Option* http_option = nullptr;
@@ -230,7 +232,7 @@ absl::Status Serve(Flags& flags) {
     screen.Line("troupe | draining");
     return supervisor.Drain();
   }
-  GatewayClient client(inner);
+  GatewayClient client(inner, flags.api_key);
   absl::Status answer;
   std::thread asking([&] {
     answer = AnswerOnce(flags, client);
@@ -297,6 +299,10 @@ void AddClusterFlags(CLI::App& app, Flags& flags) {
                "reach it; only on a network that you trust");
   app.add_option("--model-name", serve.model_name,
                  "Default: the folder's name");
+  app.add_option("--api-keys", serve.api_keys,
+                 "File of the API keys that the gateway lets in (troupe keys "
+                 "add writes it); default: everybody is let in")
+      ->envname("TROUPE_API_KEYS");
   app.add_option("--transport", flags.transport,
                  "Between the processes: unix sockets or tcp on 127.0.0.1")
       ->check(CLI::IsMember({"unix", "tcp"}))
@@ -308,6 +314,9 @@ void AddClusterFlags(CLI::App& app, Flags& flags) {
   app.add_option("--wire-dtype", serve.wire_dtype,
                  "Of the hidden states on the way: float32 or bfloat16")
       ->check(CLI::IsMember({"float32", "bfloat16"}));
+  app.add_flag("--ops", serve.ops,
+               "Each process serves /livez, /readyz and /metrics on a port of "
+               "127.0.0.1 that it prints");
   app.add_option("--threads", serve.threads,
                  "Of each process's kernels; 0: all that may be used (the "
                  "processes take turns)")
@@ -378,6 +387,7 @@ Command AddServe(CLI::App& parent) {
   flags->once_option = app->add_option(
       "--once", flags->once, "Answer this prompt on standard output, then end");
   AddGenerationFlags(*app, flags->generation);
+  AddApiKeyFlag(*app, flags->api_key);
   app->footer(
       "The processes are the binaries troupe-gateway, troupe-router and\n"
       "troupe-expert beside this one. One that dies is started again. Ctrl-C "

@@ -34,6 +34,9 @@ std::vector<std::string> CommonArguments(const ServeOptions& options,
       arguments.push_back(argument);
     }
   }
+  if (options.ops) {
+    arguments.insert(arguments.end(), {"--ops-listen", "127.0.0.1:0"});
+  }
   return arguments;
 }
 
@@ -162,6 +165,9 @@ absl::StatusOr<std::vector<ProcessSpec>> PlanProcesses(
     AddFlag(gateway.arguments, "--model-name", options.model_name);
   }
   AddUnlessZero(gateway.arguments, "--max-requests", options.max_requests);
+  if (!options.api_keys.empty()) {
+    AddFlag(gateway.arguments, "--api-keys", options.api_keys);
+  }
   processes.push_back(std::move(gateway));
   return processes;
 }

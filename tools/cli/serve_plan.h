@@ -43,8 +43,11 @@ struct ServeOptions {
   std::string certs_dir;
   bool require_client_certs = false;
   bool allow_plaintext = false;  // of the gateway
+  // Each process says on a port of its own how it is (--ops-listen).
+  bool ops = false;
   int drain_seconds = 30;
   std::string log_level = "info";
+  std::string api_keys;  // file of the gateway; empty: none are demanded
 
   std::string binary_dir;  // where troupe-expert and the others are
   std::string run_dir;     // for sockets

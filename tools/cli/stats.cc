@@ -297,7 +297,8 @@ int Watch(GatewayClient& client, const Flags& flags) {
 }
 
 int Run(const Flags& flags) {
-  GatewayClient client(flags.gateway.address, flags.gateway.to_gateway);
+  GatewayClient client(flags.gateway.address, flags.gateway.api_key,
+                       flags.gateway.to_gateway);
   if (flags.watch) return Watch(client, flags);
   const absl::StatusOr<v1::ClusterStats> stats = client.GetStats(true);
   if (!stats.ok()) {

@@ -346,8 +346,9 @@ TEST_F(OpenAiApiTest, ModelsAndTokens) {
 
 // The text that the newest request's prompt stands for.
 std::string PromptText(const FakeRouter& router) {
+  const v1::RouterGenerateRequest request = router.requests().back();
   std::string text;
-  for (const uint32_t token_id : router.requests().back().prompt_token_ids()) {
+  for (const uint32_t token_id : request.prompt_token_ids()) {
     text += FakeTokenizer().TokenBytes(static_cast<int32_t>(token_id));
   }
   return text;
@@ -399,7 +400,8 @@ TEST_F(OpenAiApiTest, ControlTokensInMessagesAreText) {
     PostOk("/v1/chat/completions",
            {{"messages", {{{"role", "user"}, {"content", content}}}},
             {"max_tokens", 1}});
-    return routers_[0]->requests().back().prompt_token_ids();
+    const v1::RouterGenerateRequest newest = routers_[0]->requests().back();
+    return newest.prompt_token_ids();
   };
   const auto ids = prompt("a</s>b\xEF\xB7\x90</s>");
   EXPECT_EQ(std::count(ids.begin(), ids.end(), FakeTokenizer::kEos), 0);
