@@ -6,11 +6,13 @@ cmake_minimum_required(VERSION 3.25)
 set(allow_common "common")
 set(allow_common_rpc "common;common/rpc;protos")
 set(allow_common_http "common;common/http")
+set(allow_common_metrics "common;common/metrics")
+set(allow_common_ops "common;common/http;common/metrics;common/ops")
 set(allow_kernels "common;kernels")
 set(allow_model "common;model")
-set(allow_cluster "common;common/rpc;protos;cluster")
-set(base "common;common/rpc;protos;kernels;model;cluster")
-set(allow_expert_service "${base};expert_service")
+set(allow_cluster "common;common/metrics;common/rpc;protos;cluster")
+set(base "common;common/metrics;common/rpc;protos;kernels;model;cluster")
+set(allow_expert_service "${base};common/ops;expert_service")
 set(allow_router_service_gating "${base};router_service/gating")
 set(allow_router_service_kv_cache "${base};router_service/kv_cache")
 set(allow_router_service_attention
@@ -21,14 +23,15 @@ set(allow_router_service_engine
     "${base};router_service/gating;router_service/kv_cache;router_service/attention;router_service/dispatch;router_service/engine")
 set(allow_router_service_scheduler
     "${allow_router_service_engine};router_service/scheduler")
-set(allow_router_service "${allow_router_service_scheduler};router_service")
+set(allow_router_service
+    "${allow_router_service_scheduler};common/ops;router_service")
 set(allow_gateway
-    "common;common/rpc;common/http;protos;model;cluster;gateway;gateway/openai")
+    "common;common/metrics;common/ops;common/rpc;common/http;protos;model;cluster;gateway;gateway/openai")
 set(allow_gateway_openai
-    "common;common/http;common/rpc;protos;model;cluster;gateway;gateway/openai")
+    "common;common/metrics;common/http;common/rpc;protos;model;cluster;gateway;gateway/openai")
 
 # The longest folder of this list that starts a path is the path's folder.
-set(folders common common/rpc common/http protos kernels model cluster expert_service
+set(folders common common/rpc common/http common/metrics common/ops protos kernels model cluster expert_service
     router_service router_service/gating router_service/kv_cache
     router_service/attention router_service/dispatch router_service/engine
     router_service/scheduler gateway tools tests)

@@ -293,8 +293,15 @@ void ExpertBatcher::Compute() {
     stats_.set_busy_seconds(stats_.busy_seconds() +
                             std::chrono::duration<double>(end - start).count());
   }
+  if (num_live > 0) {
+    histograms_.service_seconds.Observe(
+        std::chrono::duration<double>(end - start).count());
+    histograms_.batch_rows.Observe(static_cast<double>(num_copies));
+  }
   for (const Waiting& waiting : group_) {
     ExpertOutput output;
+    histograms_.queue_seconds.Observe(
+        std::chrono::duration<double>(start - waiting.arrived).count());
     if (waiting.output != nullptr) {
       output.verdict = Verdict::kComputed;
       if (!waiting.call->refused_copies.empty()) {

@@ -16,6 +16,7 @@
 #include "cluster/busy_meter.h"
 #include "common/clock.h"
 #include "common/rpc/doorbell.h"
+#include "expert_service/batcher_histograms.h"
 #include "expert_service/expert_backend.h"
 #include "expert_service/expert_call.h"
 #include "kernels/workspace.h"
@@ -74,6 +75,7 @@ class ExpertBatcher {
   // Waits until nothing is queued or running, at most for `limit`.
   bool WaitUntilIdle(milliseconds limit);
 
+  const BatcherHistograms& histograms() const { return histograms_; }
   // Fills in the counters.
   void GetStats(v1::ExpertStats& stats) const;
   // Whether the rows that are counted are those that wait.
@@ -134,6 +136,8 @@ class ExpertBatcher {
   std::vector<uint32_t> offsets_;
   std::vector<uint32_t> row_of_copy_;
   std::vector<Origin> origin_;
+
+  BatcherHistograms histograms_;
 
   mutable absl::Mutex mu_;
   std::deque<Waiting> queue_ ABSL_GUARDED_BY(mu_);

@@ -437,27 +437,33 @@ ExpertServer::Exchange(grpc::CallbackServerContext* context) {
   return stream.get();
 }
 
+v1::ExpertStats ExpertServer::Statistics() const {
+  v1::ExpertStats stats;
+  {
+    absl::MutexLock lock(&mu_);
+    *stats.mutable_description() = description_;
+    stats.mutable_description()->clear_shm();  // not for everybody
+    stats.set_refused_routers(num_refused_routers_);
+    stats.set_last_refusal(last_refusal_);
+    stats.set_connected_routers(static_cast<uint32_t>(streams_.size()));
+    if (batcher_ != nullptr) batcher_->GetStats(stats);
+  }
+  stats.set_resident_bytes(ResidentBytes());
+  return stats;
+}
+
 grpc::ServerUnaryReactor* ExpertServer::GetStats(
     grpc::CallbackServerContext* context,
     const v1::GetExpertStatsRequest* request, v1::ExpertStats* response) {
-  {
+  *response = Statistics();
+  if (request->check_integrity()) {
     absl::MutexLock lock(&mu_);
-    *response->mutable_description() = description_;
-    response->mutable_description()->clear_shm();  // not for everybody
-    response->set_refused_routers(num_refused_routers_);
-    response->set_last_refusal(last_refusal_);
-    response->set_connected_routers(static_cast<uint32_t>(streams_.size()));
-    if (batcher_ != nullptr) {
-      batcher_->GetStats(*response);
-      const absl::Status sound = request->check_integrity()
-                                     ? batcher_->CheckIntegrity()
-                                     : absl::OkStatus();
-      if (!sound.ok()) {
-        response->add_integrity_errors(std::string(sound.message()));
-      }
+    const absl::Status sound =
+        batcher_ == nullptr ? absl::OkStatus() : batcher_->CheckIntegrity();
+    if (!sound.ok()) {
+      response->add_integrity_errors(std::string(sound.message()));
     }
   }
-  response->set_resident_bytes(ResidentBytes());
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   reactor->Finish(grpc::Status::OK);
   return reactor;

@@ -48,6 +48,7 @@ class ExpertServer final
   // tells every router. FailedPrecondition otherwise.
   absl::Status SetRollout(const v1::Rollout& rollout);
   v1::ExpertDescription description() const;
+  v1::ExpertStats Statistics() const;  // without integrity
   // FailedPrecondition names both and both fingerprints.
   absl::Status CheckModel(const std::string& router_name,
                           const std::string& fingerprint);

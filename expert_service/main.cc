@@ -12,12 +12,15 @@
 #include "cluster/rollout.h"
 #include "common/load_progress.h"
 #include "common/logging.h"
+#include "common/ops/ops_server.h"
 #include "common/rpc/rpc_server.h"
+#include "common/service_flags.h"
 #include "common/status_macros.h"
 #include "common/thread_pool.h"
 #include "expert_service/cpu_expert_backend.h"
 #include "expert_service/expert_admin_server.h"
 #include "expert_service/expert_batcher.h"
+#include "expert_service/expert_metrics.h"
 #include "expert_service/expert_server.h"
 #include "expert_service/expert_store.h"
 #include "expert_service/expert_transactions.h"
@@ -44,7 +47,7 @@ struct Options {
   uint64_t hop_ring_kb = 4096;
   double pace_us_per_copy = 0;
   int drain_seconds = 30;
-  std::string log_level = "info";
+  ServiceFlags service;
   bool die_with_parent = false;
   bool reflection = false;
 };
@@ -61,7 +64,21 @@ absl::StatusOr<std::vector<HalfOpenRange>> RangesOrAll(const char* flag,
   return ranges;
 }
 
+// What the ops port is told by, once the weights are there.
+OpsServer::Sources OpsSources(const ExpertServer& service,
+                              const ExpertBatcher& batcher) {
+  OpsServer::Sources sources;
+  sources.add_metrics = [&](MetricFamilies& families) {
+    AddExpertMetrics(service.Statistics(), batcher.histograms(), families);
+  };
+  sources.ready = [] { return absl::OkStatus(); };
+  return sources;
+}
+
 absl::Status Serve(const Options& options) {
+  ABSL_ASSIGN_OR_RETURN(const std::unique_ptr<OpsServer> ops,
+                        OpsServer::StartAndTell(options.service.ops_listen,
+                                                "expert", options.name));
   const std::string missing = MissingCpuFeatures();
   if (!missing.empty()) return absl::FailedPreconditionError(missing);
   ABSL_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint,
@@ -154,6 +171,7 @@ absl::Status Serve(const Options& options) {
   auto transactions = std::make_unique<ExpertTransactions>(
       transaction_options, *checkpoint, *store, service);
   admin.SetReady(transactions.get());
+  const auto attachment = ops->Attach(OpsSources(service, *batcher));
   server->SetServing(true);
   for (const std::string& address : server->addresses()) {
     spdlog::info("ready on {} ({} threads, {})", address, pool.num_threads(),
@@ -163,6 +181,7 @@ absl::Status Serve(const Options& options) {
   const milliseconds drain(1000 * options.drain_seconds);
   WaitForTermination(drain + milliseconds(5000));
   spdlog::info("draining");
+  ops->StartDraining();
   server->SetServing(false);
   admin.StartDraining();
   transactions.reset();
@@ -247,11 +266,7 @@ int main(int argc, char** argv) {
       ->envname("TROUPE_DRAIN_SECONDS")
       ->check(CLI::Range(0, 86400))
       ->capture_default_str();
-  app.add_option("--log-level", options.log_level,
-                 "trace, debug, info, warn, error or off")
-      ->envname("TROUPE_LOG_LEVEL")
-      ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error", "off"}))
-      ->capture_default_str();
+  troupe::AddServiceFlags(app, options.service);
   app.add_flag("--reflection", options.reflection,
                "Offer gRPC server reflection");
   app.add_flag("--die-with-parent", options.die_with_parent,
@@ -260,7 +275,7 @@ int main(int argc, char** argv) {
 
   troupe::BlockTerminationSignals();
   if (options.die_with_parent) troupe::DieWithParent();
-  troupe::InitLogging(options.name, options.log_level);
+  troupe::InitServiceLogging(options.name, options.service);
   const absl::Status status = troupe::Serve(options);
   if (absl::IsCancelled(status)) return 0;
   if (!status.ok()) {

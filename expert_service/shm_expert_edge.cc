@@ -282,9 +282,11 @@ void ShmExpertEdge::Serve(UniqueFd socket) {
     // Nothing is ever sent after the handshake: this returns at the end.
     (void)ReceiveMessage((*connection)->socket(), 1, 0);
     (*connection)->End();
-  } else {
-    spdlog::warn("shared memory: a router was refused: {}",
-                 std::string(connection.status().message()));
+  } else if (uint64_t left_out = 0;
+             refusals_.Allow(std::chrono::steady_clock::now(), left_out)) {
+    // Whoever may connect may do it again and again.
+    spdlog::warn("shared memory: a router was refused lines_left_out={}: {}",
+                 left_out, std::string(connection.status().message()));
   }
   {
     absl::MutexLock lock(&mu_);

@@ -14,6 +14,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "common/log_limiter.h"
 #include "common/rpc/doorbell.h"
 #include "common/rpc/shared_ring.h"
 #include "common/rpc/unique_fd.h"
@@ -74,6 +75,7 @@ class ShmExpertEdge final : public BatchSource {
   std::vector<std::shared_ptr<Connection>> connections_ ABSL_GUARDED_BY(mu_);
   std::vector<int> open_sockets_ ABSL_GUARDED_BY(mu_);
   std::atomic<uint64_t> changes_{0};  // of connections_
+  LogLimiter refusals_;               // of routers
 
   // Of the batcher's thread.
   std::vector<std::shared_ptr<Connection>> polled_;

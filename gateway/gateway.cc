@@ -14,6 +14,7 @@
 #include "gateway/generate_call.h"
 #include "gateway/grpc_admission.h"
 #include "gateway/inference_service.h"
+#include "gateway/metrics_text.h"
 #include "gateway/openai/http_front.h"
 #include "gateway/stats_call.h"
 #include "gateway/token_calls.h"
@@ -193,7 +194,10 @@ struct Gateway::State {
                 .limits = options.limits,
                 .router_wait = options.router_wait,
                 .max_pending_responses = options.max_pending_responses,
+                .vllm_metrics = options.vllm_metrics,
                 .counters = {},
+                .metrics = {},
+                .early_ends = {},
                 .balance_board = {},
                 .admission = admission,
                 .authenticator = authenticator,
@@ -297,6 +301,20 @@ const std::vector<std::string>& Gateway::addresses() const {
 const std::vector<std::string>& Gateway::http_addresses() const {
   static const std::vector<std::string> none;
   return state_->http == nullptr ? none : state_->http->addresses();
+}
+
+void Gateway::AddMetrics(MetricFamilies& families) const {
+  troupe::AddMetrics(state_->context, families);
+}
+
+absl::Status Gateway::Ready() const {
+  const GatewayContext& context = state_->context;
+  if (context.draining) return absl::UnavailableError("draining");
+  for (const v1::RouterPeer& peer : context.routers.Describe()) {
+    if (peer.state() == "ready" && !peer.removed()) return absl::OkStatus();
+  }
+  return absl::UnavailableError(
+      absl::StrCat("no router is ready: ", context.routers.Explain()));
 }
 
 void Gateway::Drain(milliseconds grace) { state_->Stop(grace); }

@@ -10,6 +10,7 @@
 #include "cluster/address_source.h"
 #include "common/clock.h"
 #include "common/http/http_server.h"
+#include "common/metrics/metric_families.h"
 #include "gateway/generate_plan.h"
 #include "gateway/router_health.h"
 #include "gateway/served_model.h"
@@ -44,6 +45,7 @@ struct GatewayOptions {
   size_t max_pending_responses = 64;
   size_t tokenizer_threads = 1;
   bool reflection = true;
+  bool vllm_metrics = false;  // under vLLM's names, too
 };
 
 // Serves troupe.v1.Gateway: owns the server, the connections to routers and
@@ -59,6 +61,11 @@ class Gateway {
   // Of gRPC, and of HTTP.
   const std::vector<std::string>& addresses() const;
   const std::vector<std::string>& http_addresses() const;
+
+  // What the process knows is left out.
+  void AddMetrics(MetricFamilies& families) const;
+  // Unavailable says why it takes no generations.
+  absl::Status Ready() const;
 
   // NOT_SERVING and no new generations from now on; returns when the running
   // ones have ended, those that outlast `grace` by cancellation. Statistics and

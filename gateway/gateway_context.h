@@ -11,9 +11,11 @@
 #include "absl/time/time.h"
 #include "cluster/address_source.h"
 #include "common/clock.h"
+#include "common/log_limiter.h"
 #include "gateway/admission.h"
 #include "gateway/authenticator.h"
 #include "gateway/balance_board.h"
+#include "gateway/gateway_metrics.h"
 #include "gateway/generate_plan.h"
 #include "gateway/router_pool.h"
 #include "gateway/served_model.h"
@@ -83,9 +85,12 @@ struct GatewayContext {
   // Responses of a call that wait for its client; when that many wait, the
   // call's router streams are not read until some have left.
   size_t max_pending_responses = 64;
+  bool vllm_metrics = false;  // under vLLM's names, too
 
   // Own synchronisation.
   GatewayCounters counters;
+  GatewayMetrics metrics;
+  LogLimiter early_ends;  // of router calls
   BalanceBoard balance_board;
   Admission& admission;
   Authenticator& authenticator;

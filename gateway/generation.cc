@@ -12,6 +12,7 @@
 #include "common/logging.h"
 #include "common/rpc/status.h"
 #include "gateway/grpc_admission.h"
+#include "gateway/refusal.h"
 
 namespace troupe {
 namespace {
@@ -35,8 +36,12 @@ uint64_t EstimateTokens(const v1::GenerateRequest& request) {
 
 SteadyTime Now() { return Clock::Real().Now(); }
 
+double Seconds(SteadyTime::duration duration) {
+  return std::chrono::duration<double>(duration).count();
+}
+
 double MillisecondsSince(SteadyTime start) {
-  return std::chrono::duration<double, std::milli>(Now() - start).count();
+  return 1e3 * Seconds(Now() - start);
 }
 
 uint64_t RandomSeed() {
@@ -59,20 +64,6 @@ bool LostRouter(const grpc::Status& status) {
 bool IsDraining(const grpc::Status& status) {
   return status.error_code() == grpc::StatusCode::UNAVAILABLE &&
          RetryDelayMs(status) >= 0;
-}
-
-const char* Outcome(const grpc::Status& status) {
-  switch (status.error_code()) {
-    case grpc::StatusCode::OK:
-      return "ok";
-    case grpc::StatusCode::CANCELLED:
-    case grpc::StatusCode::DEADLINE_EXCEEDED:
-      return "cancelled";
-    case grpc::StatusCode::RESOURCE_EXHAUSTED:
-      return "refused";
-    default:
-      return "failed";
-  }
 }
 
 }  // namespace
@@ -114,15 +105,21 @@ void Generation::Begin() {
 grpc::Status Generation::Admit() {
   absl::MutexLock lock(&mu_);
   if (context_.draining) {
+    context_.metrics.CountRefusal(kDrainingRefusal);
     return grpc::Status(grpc::StatusCode::UNAVAILABLE,
                         "this gateway is draining");
   }
   absl::StatusOr<Admission::Ticket> ticket = context_.admission.TryEnter(
       lease_.ToAdmissionRequest(EstimateTokens(request_)));
-  if (!ticket.ok()) return ToGrpcRefusal(ticket.status());
+  if (!ticket.ok()) {
+    context_.metrics.CountRefusal(RefusedLimit(ticket.status()));
+    return ToGrpcRefusal(ticket.status());
+  }
   ticket_ = *std::move(ticket);
-  return ToGrpcStatus(
-      CheckGenerateRequest(request_, context_.model, context_.limits));
+  const absl::Status valid =
+      CheckGenerateRequest(request_, context_.model, context_.limits);
+  if (!valid.ok()) context_.metrics.CountRefusal(kInvalidRefusal);
+  return ToGrpcStatus(valid);
 }
 
 absl::Status Generation::Reserve() {
@@ -160,6 +157,7 @@ void Generation::Prepare() {
   absl::MutexLock lock(&mu_);
   if (ending_) return;  // cancelled meanwhile
   if (!choices.ok()) {
+    context_.metrics.CountRefusal(kInvalidRefusal);
     End(ToGrpcStatus(choices.status()));
     return;
   }
@@ -167,6 +165,7 @@ void Generation::Prepare() {
   num_prompt_tokens_ =
       static_cast<size_t>(choices_[0].plan.prompt_token_ids_size());
   if (const absl::Status status = Reserve(); !status.ok()) {
+    context_.metrics.CountRefusal(RefusedLimit(status));
     End(ToGrpcRefusal(status));
     return;
   }
@@ -183,6 +182,7 @@ void Generation::Prepare() {
 }
 
 grpc::Status Generation::NoRouter(const std::string& reason) const {
+  if (ttft_ms_ == 0) context_.metrics.CountRefusal(kNoRouterRefusal);
   return grpc::Status(
       grpc::StatusCode::UNAVAILABLE,
       absl::StrCat("no router is ready: ", reason, reason.empty() ? "" : "; ",
@@ -258,6 +258,9 @@ bool Generation::OnRouterResponse(size_t index, RouterAttempt* attempt,
   }
   const uint64_t heard_before =
       std::exchange(choice.heard_attempt_id, choice.attempt_id);
+  if (heard_before == 0 && response.has_usage()) {
+    context_.metrics.queue_seconds.Observe(1e-3 * response.usage().queue_ms());
+  }
   if (heard_before != 0 && heard_before != choice.attempt_id) {
     ++choice.moves;
     ++context_.counters.moved_streams;
@@ -322,10 +325,7 @@ void Generation::Echo(size_t index,
 void Generation::AddToken(GenerationChoice& choice,
                           const v1::TokenOutput& token, bool is_stop_token,
                           v1::GenerateResponse& response) {
-  if (ttft_ms_ == 0) {
-    ttft_ms_ = MillisecondsSince(start_);
-    ticket_.PromptDone();
-  }
+  ObserveToken(choice);
   choice.generated.push_back(token.token_id());
   *response.add_tokens() =
       DescribeToken(*context_.model.tokenizer, token, request_.logprobs());
@@ -342,9 +342,26 @@ void Generation::AddToken(GenerationChoice& choice,
   }
 }
 
+void Generation::ObserveToken(GenerationChoice& choice) {
+  const SteadyTime now = Now();
+  if (ttft_ms_ == 0) {
+    ttft_ms_ = 1e3 * Seconds(now - start_);
+    context_.metrics.first_token_seconds.Observe(Seconds(now - start_));
+    ++context_.metrics.generating;
+    ticket_.PromptDone();
+  }
+  if (choice.last_token != kNoDeadline) {
+    context_.metrics.inter_token_seconds.Observe(
+        Seconds(now - choice.last_token));
+  }
+  choice.last_token = now;
+}
+
 void Generation::FinishChoice(GenerationChoice& choice, v1::FinishReason reason,
                               v1::GenerateResponse& response) {
   choice.done = true;
+  context_.metrics.Count(reason == v1::FINISH_REASON_STOP ? ChoiceEnd::kStop
+                                                          : ChoiceEnd::kLength);
   StopWaiting(choice);
   if (choice.attempt != nullptr) {
     // A conversation goes on where its beginning is.
@@ -382,10 +399,14 @@ void Generation::OnRouterDone(size_t index, RouterAttempt* attempt,
   if (ending_ || choice.done) return;
   StopWaiting(choice);
   const RouterLease& lease = attempt->lease();
-  if (!status.ok()) {
-    spdlog::warn("router call ended early request_id={} router={} code={} {}",
-                 choice.plan.request_id(), lease.address(),
-                 static_cast<int>(status.error_code()), status.error_message());
+  uint64_t left_out = 0;
+  if (!status.ok() && context_.early_ends.Allow(Now(), left_out)) {
+    spdlog::warn(
+        "router call ended early request_id={} router={} code={} "
+        "lines_left_out={} {}",
+        choice.plan.request_id(), lease.address(),
+        static_cast<int>(status.error_code()), left_out,
+        status.error_message());
   }
   if (status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED) {
     choice.refused_by.push_back(lease.router_id());
@@ -418,6 +439,7 @@ void Generation::Move(size_t index, const grpc::Status& status) {
     return;
   }
   if (full) {
+    if (ttft_ms_ == 0) context_.metrics.CountRefusal(kRoutersFullRefusal);
     const int delay_ms = RetryDelayMs(status);
     End(ResourceExhaustedStatus(
         FromGrpcStatus(status),
@@ -556,9 +578,19 @@ void Generation::CountAndLog() {
   const size_t completion_tokens = NumGenerated(choices_);
   counters.completion_tokens += completion_tokens;
   const double total_ms = MillisecondsSince(start_);
+  context_.metrics.CountEnd(final_status_.error_code());
+  if (ttft_ms_ != 0) --context_.metrics.generating;
+  for (const GenerationChoice& choice : choices_) {
+    if (!choice.done) context_.metrics.Count(ChoiceEnd::kAbort);
+  }
   switch (final_status_.error_code()) {
     case grpc::StatusCode::OK:
       ++counters.ok;
+      context_.metrics.request_seconds.Observe(1e-3 * total_ms);
+      context_.metrics.prompt_tokens.Observe(
+          static_cast<double>(num_prompt_tokens_));
+      context_.metrics.generation_tokens.Observe(
+          static_cast<double>(completion_tokens));
       context_.admission.RecordDuration(total_ms);
       break;
     case grpc::StatusCode::CANCELLED:
@@ -575,9 +607,9 @@ void Generation::CountAndLog() {
       "request request_id={} key={} outcome={} code={} prompt_tokens={} "
       "completion_tokens={} moves={} ttft_ms={:.1f} total_ms={:.1f}",
       request_id_, lease_.name().empty() ? "-" : lease_.name(),
-      Outcome(final_status_), static_cast<int>(final_status_.error_code()),
-      num_prompt_tokens_, completion_tokens, NumMoves(choices_), ttft_ms_,
-      total_ms);
+      OutcomeOf(final_status_.error_code()),
+      static_cast<int>(final_status_.error_code()), num_prompt_tokens_,
+      completion_tokens, NumMoves(choices_), ttft_ms_, total_ms);
 }
 
 }  // namespace troupe

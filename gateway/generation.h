@@ -76,7 +76,8 @@ class Generation final : public RouterAttemptListener,
   bool AwaitRouter(size_t index, const RouterPool::Wish& wish)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void StopWaiting(GenerationChoice& choice) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  grpc::Status NoRouter(const std::string& reason) const;
+  grpc::Status NoRouter(const std::string& reason) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void OnRouterFound(size_t index, uint64_t wait_id,
                      std::optional<RouterLease> lease);
   // After an attempt ended early: elsewhere, if that makes sense.
@@ -98,6 +99,9 @@ class Generation final : public RouterAttemptListener,
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void AddToken(GenerationChoice& choice, const v1::TokenOutput& token,
                 bool is_stop_token, v1::GenerateResponse& response)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // When it came, for the metrics.
+  void ObserveToken(GenerationChoice& choice)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void FinishChoice(GenerationChoice& choice, v1::FinishReason reason,
                     v1::GenerateResponse& response)

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "common/clock.h"
 #include "gateway/choice_text.h"
 #include "gateway/router_attempt.h"
 #include "model/tokenizer/tokenizer.h"
@@ -20,6 +21,7 @@ struct GenerationChoice {
   std::vector<uint64_t> prefix;  // PrefixHashes of the prompt
   std::unique_ptr<ChoiceText> text;
   std::vector<uint32_t> generated;
+  SteadyTime last_token = kNoDeadline;  // when it came; kNoDeadline: none
   bool echoed = false;
   bool done = false;
   uint32_t moves = 0;

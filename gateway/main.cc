@@ -6,7 +6,9 @@
 #include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
 #include "common/logging.h"
+#include "common/ops/ops_server.h"
 #include "common/rpc/rpc_server.h"
+#include "common/service_flags.h"
 #include "gateway/gateway.h"
 
 namespace troupe {
@@ -21,7 +23,7 @@ struct Flags {
   int router_silence_ms = 400;
   int router_stall_seconds = 15;
   int discovery_interval_ms = 1000;
-  std::string log_level = "info";
+  ServiceFlags service;
   bool die_with_parent = false;
 };
 
@@ -119,10 +121,11 @@ void AddFlags(CLI::App& app, Flags& flags) {
   app.add_flag("--reflection,!--no-reflection", flags.gateway.reflection,
                "Server reflection, for grpcurl and its kind (default: on)")
       ->envname("TROUPE_REFLECTION");
-  app.add_option("--log-level", flags.log_level, "What goes to stderr")
-      ->envname("TROUPE_LOG_LEVEL")
-      ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error", "off"}))
-      ->capture_default_str();
+  AddServiceFlags(app, flags.service);
+  app.add_flag("--vllm-metrics", flags.gateway.vllm_metrics,
+               "Metrics under vLLM's names, too, for dashboards and the "
+               "Gateway API Inference Extension")
+      ->envname("TROUPE_VLLM_METRICS");
   app.add_flag("--die-with-parent", flags.die_with_parent,
                "End when the process that started this one ends");
 }
@@ -134,6 +137,13 @@ std::string BaseName(std::string path) {
 }
 
 int Run(const Flags& flags) {
+  const absl::StatusOr<std::unique_ptr<OpsServer>> ops =
+      OpsServer::StartAndTell(flags.service.ops_listen, "gateway",
+                              flags.gateway.name);
+  if (!ops.ok()) {
+    spdlog::error("{}", std::string(ops.status().message()));
+    return 1;
+  }
   absl::StatusOr<ServedModel> model = LoadServedModel(
       flags.model_dir,
       flags.model_name.empty() ? BaseName(flags.model_dir) : flags.model_name);
@@ -154,6 +164,12 @@ int Run(const Flags& flags) {
     spdlog::error("{}", std::string(gateway.status().message()));
     return 1;
   }
+  const auto attachment =
+      (*ops)->Attach({.add_metrics =
+                          [&gateway](MetricFamilies& families) {
+                            (*gateway)->AddMetrics(families);
+                          },
+                      .ready = [&gateway] { return (*gateway)->Ready(); }});
   // For whoever started this process with port 0.
   for (const std::string& address : (*gateway)->addresses()) {
     std::printf("listening on %s\n", address.c_str());
@@ -165,6 +181,7 @@ int Run(const Flags& flags) {
   const std::chrono::seconds grace(flags.drain_seconds);
   const int signal = WaitForTermination(grace + std::chrono::seconds(5));
   spdlog::info("draining signal={} limit_s={}", signal, flags.drain_seconds);
+  (*ops)->StartDraining();
   (*gateway)->Drain(grace);
   spdlog::info("drained");
   return 0;
@@ -191,6 +208,6 @@ int main(int argc, char** argv) {
     return app.exit(error) == 0 ? 0 : 2;
   }
   if (flags.die_with_parent) troupe::DieWithParent();
-  troupe::InitLogging(flags.gateway.name, flags.log_level);
+  troupe::InitServiceLogging(flags.gateway.name, flags.service);
   return troupe::Run(flags);
 }

@@ -324,6 +324,18 @@ uint64_t RouterPool::moves_held_back() const {
   return moves_held_back_;
 }
 
+KvBlocks RouterPool::kv_blocks() const {
+  absl::MutexLock lock(&mu_);
+  KvBlocks sum;
+  for (const auto& router : routers_) {
+    if (!router->health.ready() || router->removed) continue;
+    const v1::RouterDescription& described = router->health.description();
+    sum.total += described.kv_blocks();
+    sum.free += std::min(described.free_kv_blocks(), described.kv_blocks());
+  }
+  return sum;
+}
+
 bool RouterPool::AnyReady() const {
   return std::any_of(routers_.begin(), routers_.end(), [](const auto& router) {
     return router->health.ready() && !router->removed;

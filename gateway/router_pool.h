@@ -13,6 +13,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "common/clock.h"
+#include "gateway/kv_blocks.h"
 #include "gateway/prefix_memory.h"
 #include "gateway/retry_budget.h"
 #include "gateway/router_health.h"
@@ -134,6 +135,7 @@ class RouterPool {
   std::vector<Member> Members() const;
   std::vector<v1::RouterPeer> Describe() const;
   uint64_t moves_held_back() const;
+  KvBlocks kv_blocks() const;  // of the ready ones, as they last said
 
  private:
   friend class RouterLease;

@@ -13,7 +13,9 @@
 #include "cluster/grpc_expert_peer.h"
 #include "common/load_progress.h"
 #include "common/logging.h"
+#include "common/ops/ops_server.h"
 #include "common/rpc/rpc_server.h"
+#include "common/service_flags.h"
 #include "common/status_macros.h"
 #include "common/thread_pool.h"
 #include "kernels/cpu_features.h"
@@ -21,6 +23,7 @@
 #include "router_service/engine/model_runner.h"
 #include "router_service/gating/capacity.h"
 #include "router_service/kv_cache/kv_storage.h"
+#include "router_service/router_metrics.h"
 #include "router_service/router_server.h"
 #include "router_service/serving_loop.h"
 
@@ -60,7 +63,7 @@ struct Options {
   std::string fallback = "exact";
   int fallback_wait_ms = 20;
   int drain_seconds = 30;
-  std::string log_level = "info";
+  ServiceFlags service;
   bool die_with_parent = false;
   bool reflection = false;
 };
@@ -93,7 +96,27 @@ void AddDiscovery(const AddressSource& addresses, v1::RouterStats& stats) {
   }
 }
 
+// What the ops port is told by.
+OpsServer::Sources OpsSources(const RouterServer& service,
+                              const ServingLoop& loop) {
+  OpsServer::Sources sources;
+  sources.add_metrics = [&](MetricFamilies& families) {
+    AddRouterMetrics(service.Statistics(), loop.histograms(),
+                     loop.hop_histograms(), families);
+  };
+  sources.ready = [&] {
+    const v1::RouterDescription description = service.Description();
+    return description.state() == v1::SERVING_STATE_READY
+               ? absl::OkStatus()
+               : absl::UnavailableError(description.detail());
+  };
+  return sources;
+}
+
 absl::Status Serve(const Options& options) {
+  ABSL_ASSIGN_OR_RETURN(const std::unique_ptr<OpsServer> ops,
+                        OpsServer::StartAndTell(options.service.ops_listen,
+                                                "router", options.name));
   const std::string missing = MissingCpuFeatures();
   if (!missing.empty()) return absl::FailedPreconditionError(missing);
   ABSL_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint,
@@ -209,6 +232,7 @@ absl::Status Serve(const Options& options) {
   server_options.reflection = options.reflection;
   ABSL_ASSIGN_OR_RETURN(const std::unique_ptr<RpcServer> server,
                         RpcServer::Start(server_options, {&service}));
+  const auto attachment = ops->Attach(OpsSources(service, loop));
   // Healthy as soon as calls are answered; whether every expert has a replica
   // is in Describe.
   server->SetServing(true);
@@ -223,6 +247,7 @@ absl::Status Serve(const Options& options) {
   const milliseconds drain(1000 * options.drain_seconds);
   WaitForTermination(drain + milliseconds(5000));
   spdlog::info("draining");
+  ops->StartDraining();
   server->SetServing(false);
   // Short sequences end here, and cost nobody a second prefill; gateways move
   // long ones in the second half.
@@ -380,11 +405,7 @@ int main(int argc, char** argv) {
       ->envname("TROUPE_DRAIN_SECONDS")
       ->check(CLI::Range(0, 86400))
       ->capture_default_str();
-  app.add_option("--log-level", options.log_level,
-                 "trace, debug, info, warn, error or off")
-      ->envname("TROUPE_LOG_LEVEL")
-      ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error", "off"}))
-      ->capture_default_str();
+  troupe::AddServiceFlags(app, options.service);
   app.add_flag("--reflection", options.reflection,
                "Offer gRPC server reflection");
   app.add_flag("--die-with-parent", options.die_with_parent,
@@ -393,7 +414,7 @@ int main(int argc, char** argv) {
 
   troupe::BlockTerminationSignals();
   if (options.die_with_parent) troupe::DieWithParent();
-  troupe::InitLogging(options.name, options.log_level);
+  troupe::InitServiceLogging(options.name, options.service);
   const absl::Status status = troupe::Serve(options);
   if (absl::IsCancelled(status)) return 0;
   if (!status.ok()) {

@@ -344,33 +344,39 @@ grpc::ServerWriteReactor<v1::RouterGenerateResponse>* RouterServer::Generate(
   return call;
 }
 
+v1::RouterStats RouterServer::Statistics() const {
+  v1::RouterStats stats;
+  loop_.GetStats(stats);
+  stats.set_name(options_.name);
+  stats.set_model_fingerprint(options_.model_fingerprint);
+  stats.set_capacity_factor(options_.capacity_factor);
+  stats.set_refuse(Name(options_.refuse));
+  stats.set_fallback(Name(options_.default_fallback));
+  stats.set_pid(getpid());
+  stats.set_resident_bytes(ResidentBytes());
+  if (experts_ != nullptr) {
+    const std::shared_ptr<const Placement> placement = experts_->placement();
+    stats.set_placement_epoch(placement->epoch());
+    stats.set_current_snapshot(placement->current()->id_text());
+    if (placement->canary() != nullptr) {
+      stats.set_canary_snapshot(placement->canary()->id_text());
+    }
+    if (placement->rollout() != nullptr) {
+      *stats.mutable_rollout() = *placement->rollout();
+    }
+    for (v1::ExpertPeer& peer : experts_->Describe()) {
+      *stats.add_peers() = std::move(peer);
+    }
+    experts_->AddFailoverStats(*stats.mutable_failover());
+  }
+  if (options_.add_stats != nullptr) options_.add_stats(stats);
+  return stats;
+}
+
 grpc::ServerUnaryReactor* RouterServer::GetStats(
     grpc::CallbackServerContext* context,
     const v1::GetRouterStatsRequest* request, v1::RouterStats* response) {
-  loop_.GetStats(*response);
-  response->set_name(options_.name);
-  response->set_model_fingerprint(options_.model_fingerprint);
-  response->set_capacity_factor(options_.capacity_factor);
-  response->set_refuse(Name(options_.refuse));
-  response->set_fallback(Name(options_.default_fallback));
-  response->set_pid(getpid());
-  response->set_resident_bytes(ResidentBytes());
-  if (experts_ != nullptr) {
-    const std::shared_ptr<const Placement> placement = experts_->placement();
-    response->set_placement_epoch(placement->epoch());
-    response->set_current_snapshot(placement->current()->id_text());
-    if (placement->canary() != nullptr) {
-      response->set_canary_snapshot(placement->canary()->id_text());
-    }
-    if (placement->rollout() != nullptr) {
-      *response->mutable_rollout() = *placement->rollout();
-    }
-    for (v1::ExpertPeer& peer : experts_->Describe()) {
-      *response->add_peers() = std::move(peer);
-    }
-    experts_->AddFailoverStats(*response->mutable_failover());
-  }
-  if (options_.add_stats != nullptr) options_.add_stats(*response);
+  *response = Statistics();
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   if (request->check_integrity()) {
     loop_.CheckBetweenSteps([response, reactor](const absl::Status& sound) {

@@ -46,6 +46,8 @@ class RouterServer final : public v1::Router::CallbackService {
   RouterServer(RouterServerOptions options, const ModelConfig& config,
                ServingLoop& loop, ExpertPool* experts);
 
+  // Without the integrity of its components. Any thread.
+  v1::RouterStats Statistics() const;
   // READY, or what is missing.
   v1::RouterDescription Description() const;
   // Takes no new sequences; tells gateways to move what still runs after

@@ -340,7 +340,9 @@ void ServingLoop::Step(const std::vector<Chunk>& chunks) {
     return;
   }
   CountLoad();
+  size_t step_tokens = 0;
   for (const Chunk& chunk : chunks) {
+    step_tokens += chunk.num_tokens;
     const bool prefill =
         chunk.sequence->num_computed < chunk.sequence->prompt_length();
     if (prefill) {
@@ -352,8 +354,11 @@ void ServingLoop::Step(const std::vector<Chunk>& chunks) {
   totals_.set_logit_rows(totals_.logit_rows() + logits->rows);
   Commit(chunks, batch, *logits);
   ++progress_;
+  const double seconds = Seconds(Now() - start);
   totals_.set_steps(totals_.steps() + 1);
-  totals_.set_step_seconds(totals_.step_seconds() + Seconds(Now() - start));
+  totals_.set_step_seconds(totals_.step_seconds() + seconds);
+  histograms_.step_seconds.Observe(seconds);
+  histograms_.step_tokens.Observe(static_cast<double>(step_tokens));
 }
 
 void ServingLoop::Commit(const std::vector<Chunk>& chunks, const Batch& batch,
@@ -501,6 +506,7 @@ void ServingLoop::PublishStats() {
 
 void ServingLoop::Begin(SteadyTime now, Sequence& sequence) {
   sequence.started = now;
+  histograms_.queue_seconds.Observe(Seconds(now - sequence.arrived));
   if (sequence.snapshot == nullptr) return;
   sequence.first_snapshot = sequence.snapshot->Name();
   sequence.snapshot_is_news = true;

@@ -22,6 +22,7 @@
 #include "router_service/copy_accounts.h"
 #include "router_service/dispatch/token_dispatcher.h"
 #include "router_service/engine/model_runner.h"
+#include "router_service/loop_histograms.h"
 #include "router_service/scheduler/scheduler.h"
 
 namespace troupe {
@@ -71,6 +72,12 @@ class ServingLoop {
 
   // Longest context in tokens: that of the model, or what the KV cache holds.
   size_t max_context() const { return max_context_; }
+
+  const LoopHistograms& histograms() const { return histograms_; }
+  // Null for a dense model.
+  const HopHistograms* hop_histograms() const {
+    return dispatcher_ == nullptr ? nullptr : &dispatcher_->histograms();
+  }
 
   // Fills in the counters.
   void GetStats(v1::RouterStats& stats) const;
@@ -144,6 +151,7 @@ class ServingLoop {
   std::atomic<uint64_t> progress_{0};
   std::atomic<uint32_t> num_kv_blocks_{0};
   std::atomic<uint32_t> num_free_kv_blocks_{0};
+  LoopHistograms histograms_;
 
   mutable absl::Mutex mu_;
   std::vector<std::unique_ptr<Sequence>> submitted_ ABSL_GUARDED_BY(mu_);

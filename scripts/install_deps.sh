@@ -11,6 +11,7 @@ packages=(
   libabsl-dev libgrpc++-dev libprotobuf-dev libhwy-dev libspdlog-dev
   libcli11-dev nlohmann-json3-dev libxxhash-dev
   libboost1.81-dev # Asio and Beast: HTTP
+  prometheus-cpp-dev # the text format of metrics
   libssl-dev       # TLS, SHA-256
   libpcre2-dev     # regular expressions of tokenizer.json
   libutf8proc-dev  # Unicode normalization forms

@@ -14,6 +14,7 @@
 #include "common/check.h"
 #include "common/status_macros.h"
 #include "gateway/inference_service.h"
+#include "gateway/metrics_text.h"
 #include "gateway/openai/api_error.h"
 #include "gateway/openai/json_fields.h"
 #include "gateway/openai/openai_call.h"
@@ -296,6 +297,13 @@ constexpr Route kRoutes[] = {
      [](Call call) { call.Answer(Readiness(call.context)); }},
     {"GET", "/ping", std::nullopt,
      [](Call call) { call.Answer(Readiness(call.context)); }},
+    {"GET", "/metrics", CallKind::kLook,
+     [](Call call) {
+       HttpResponse response;
+       response.headers = {{"content-type", kMetricsContentType}};
+       response.body = MetricsText(call.context);
+       call.Answer(std::move(response));
+     }},
     {"GET", "/version", CallKind::kLook,
      [](Call call) {
        call.Answer(JsonResponse(200, {{"version", kVersion}}));

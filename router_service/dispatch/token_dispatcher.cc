@@ -456,8 +456,11 @@ absl::Status TokenDispatcher::Combine(DispatchHandle handle, const Check& check,
   }
   if (exchange.num_parts > 0) {
     ++stats_.hops;
-    stats_.hop_seconds +=
+    const double hop =
         std::max(0.0, waited - 1e-6 * exchange.slowest_compute_us);
+    stats_.hop_seconds += hop;
+    histograms_.wait_seconds.Observe(waited);
+    histograms_.hop_seconds.Observe(hop);
   }
   Conclude(exchange);
   CombineExperts(

@@ -18,6 +18,7 @@
 #include "common/thread_pool.h"
 #include "common/views.h"
 #include "router_service/dispatch/dispatch_plan.h"
+#include "router_service/dispatch/hop_histograms.h"
 #include "router_service/gating/capacity.h"
 #include "router_service/gating/gating.h"
 
@@ -174,6 +175,7 @@ class TokenDispatcher {
   absl::Status Combine(DispatchHandle handle, const Check& check,
                        FloatMatrix output, ThreadPool& pool);
 
+  const HopHistograms& histograms() const { return histograms_; }
   // Of one thread with Dispatch and Combine.
   DispatchStats stats() const;
   // Refusals by processes, and by the capacity factor, since construction;
@@ -260,6 +262,7 @@ class TokenDispatcher {
   const TokenDispatcherOptions options_;
   SteadyTime deadline_ = kNoDeadline;
   DispatchStats stats_;
+  HopHistograms histograms_;
   RetryBudget retry_budget_;
   RetryBudget hedge_budget_;
   // Kept from layer to layer, so that nothing is allocated once they have

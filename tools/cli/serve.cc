@@ -290,6 +290,9 @@ void AddClusterFlags(CLI::App& app, Flags& flags) {
   app.add_option("--wire-dtype", serve.wire_dtype,
                  "Of the hidden states on the way: float32 or bfloat16")
       ->check(CLI::IsMember({"float32", "bfloat16"}));
+  app.add_flag("--ops", serve.ops,
+               "Each process serves /livez, /readyz and /metrics on a port of "
+               "127.0.0.1 that it prints");
   app.add_option("--threads", serve.threads,
                  "Of each process's kernels; 0: all that may be used (the "
                  "processes take turns)")

@@ -15,15 +15,20 @@ namespace {
 std::vector<std::string> CommonArguments(const ServeOptions& options,
                                          const std::string& binary,
                                          const std::string& name) {
-  return {absl::StrCat(options.binary_dir, "/", binary),
-          options.model_dir,
-          "--name",
-          name,
-          "--drain-seconds",
-          absl::StrCat(options.drain_seconds),
-          "--log-level",
-          options.log_level,
-          "--die-with-parent"};
+  std::vector<std::string> arguments = {
+      absl::StrCat(options.binary_dir, "/", binary),
+      options.model_dir,
+      "--name",
+      name,
+      "--drain-seconds",
+      absl::StrCat(options.drain_seconds),
+      "--log-level",
+      options.log_level,
+      "--die-with-parent"};
+  if (options.ops) {
+    arguments.insert(arguments.end(), {"--ops-listen", "127.0.0.1:0"});
+  }
+  return arguments;
 }
 
 void AddFlag(std::vector<std::string>& arguments, const std::string& flag,

@@ -38,6 +38,8 @@ struct ServeOptions {
   std::string capacity_factor;
   std::string refuse;
   std::string fallback;
+  // Each process says on a port of its own how it is (--ops-listen).
+  bool ops = false;
   int drain_seconds = 30;
   std::string log_level = "info";
   std::string api_keys;  // file of the gateway; empty: none are demanded

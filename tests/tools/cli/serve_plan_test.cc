@@ -158,6 +158,19 @@ TEST(DidYouMeanTest, NearestOfTheNames) {
   EXPECT_EQ(DidYouMean("x", names), "");
 }
 
+TEST(PlanProcessesTest, OpsGivesEveryProcessAPortOfItsOwn) {
+  ServeOptions options = Options();
+  for (const bool ops : {false, true}) {
+    options.ops = ops;
+    const auto plan = PlanProcesses(options, 8, UnixAddress);
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    for (const ProcessSpec& process : *plan) {
+      EXPECT_EQ(Value(process, "--ops-listen"), ops ? "127.0.0.1:0" : "")
+          << process.name;
+    }
+  }
+}
+
 TEST(EditDistanceTest, Basics) {
   EXPECT_EQ(EditDistance("", ""), 0u);
   EXPECT_EQ(EditDistance("abc", ""), 3u);
