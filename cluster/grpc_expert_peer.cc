@@ -303,7 +303,7 @@ class GrpcExpertPeer final : public ExpertPeer {
   explicit GrpcExpertPeer(GrpcExpertPeerOptions options)
       : options_(std::move(options)),
         shm_log_(options_.address),
-        stub_(MakeChannel(options_.address)) {}
+        stub_(MakeChannel(options_.address, options_.credentials)) {}
 
   ~GrpcExpertPeer() override {
     const std::shared_ptr<ExchangeStream> stream = CurrentStream();

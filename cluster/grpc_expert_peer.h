@@ -8,6 +8,7 @@
 
 #include "cluster/expert_peer.h"
 #include "common/rpc/doorbell.h"
+#include "grpcpp/security/credentials.h"
 
 namespace troupe {
 
@@ -19,6 +20,8 @@ enum class HopMode {
 
 struct GrpcExpertPeerOptions {
   std::string address;  // "host:port" or "unix:/path"
+  // For host:port; null: plain text.
+  std::shared_ptr<grpc::ChannelCredentials> credentials;
   // Go into the hello.
   std::string router_name;
   std::string model_fingerprint;

@@ -10,10 +10,13 @@
 
 #include "CLI/CLI.hpp"
 #include "cluster/rollout.h"
+#include "common/descriptor_limit.h"
 #include "common/load_progress.h"
 #include "common/logging.h"
 #include "common/ops/ops_server.h"
+#include "common/rpc/grpc_log.h"
 #include "common/rpc/rpc_server.h"
+#include "common/rpc/tls_flags.h"
 #include "common/service_flags.h"
 #include "common/status_macros.h"
 #include "common/thread_pool.h"
@@ -50,7 +53,30 @@ struct Options {
   ServiceFlags service;
   bool die_with_parent = false;
   bool reflection = false;
+  ServiceTlsFlags security;
 };
+
+constexpr char kAdminMethods[] = "/troupe.v1.ExpertAdmin/";
+constexpr char kStatsMethod[] = "/troupe.v1.Expert/GetStats";
+constexpr char kReflection[] = "/grpc.reflection.v1alpha.ServerReflection/";
+
+// Who may call an expert process where routers do. Gateways ask for statistics.
+TlsAccess Access(bool admins_have_their_own) {
+  TlsAccess access;
+  access.methods[TlsRole::kRouter] = {"/troupe.v1.Expert/"};
+  access.methods[TlsRole::kGateway] = {kStatsMethod};
+  if (!admins_have_their_own) {
+    access.methods[TlsRole::kAdmin] = {kAdminMethods, kStatsMethod,
+                                       kReflection};
+  }
+  return access;
+}
+
+TlsAccess AdminAccess() {
+  TlsAccess access;
+  access.methods[TlsRole::kAdmin] = {kAdminMethods, kStatsMethod, kReflection};
+  return access;
+}
 
 absl::StatusOr<std::vector<HalfOpenRange>> RangesOrAll(const char* flag,
                                                        const std::string& text,
@@ -106,6 +132,8 @@ absl::Status Serve(const Options& options) {
                           ParseRollout(options.rollout));
   }
 
+  ABSL_ASSIGN_OR_RETURN(const std::shared_ptr<const Tls> tls,
+                        LoadServiceTls(options.security, TlsRole::kExpert));
   FrameLimits limits;
   limits.hidden_size = config.hidden_size;
   limits.num_layers = config.num_layers;
@@ -142,6 +170,13 @@ absl::Status Serve(const Options& options) {
   RpcServerOptions server_options;
   server_options.listen = options.listen;
   server_options.reflection = options.reflection;
+  server_options.admin_listen = options.security.admin_listen;
+  if (tls != nullptr) {
+    server_options.credentials =
+        tls->ForServer(Access(!options.security.admin_listen.empty()));
+    server_options.admin_credentials = tls->ForServer(AdminAccess());
+  }
+  server_options.allow_plaintext = options.security.allow_plaintext;
   ABSL_ASSIGN_OR_RETURN(const std::unique_ptr<RpcServer> server,
                         RpcServer::Start(server_options, {&service, &admin}));
 
@@ -269,6 +304,7 @@ int main(int argc, char** argv) {
   troupe::AddServiceFlags(app, options.service);
   app.add_flag("--reflection", options.reflection,
                "Offer gRPC server reflection");
+  troupe::AddServiceTlsFlags(app, options.security, /*has_admin_calls=*/true);
   app.add_flag("--die-with-parent", options.die_with_parent,
                "End when the parent process does");
   CLI11_PARSE(app, argc, argv);
@@ -276,6 +312,8 @@ int main(int argc, char** argv) {
   troupe::BlockTerminationSignals();
   if (options.die_with_parent) troupe::DieWithParent();
   troupe::InitServiceLogging(options.name, options.service);
+  troupe::RouteGrpcLog();
+  troupe::RaiseDescriptorLimit();
   const absl::Status status = troupe::Serve(options);
   if (absl::IsCancelled(status)) return 0;
   if (!status.ok()) {

@@ -4,13 +4,7 @@
 
 #include <string>
 
-#include "absl/strings/string_view.h"
-
 namespace troupe {
-
-// "127.0.0.1:80", "[::1]:80", "localhost:80" and "unix:/path": nobody on
-// another machine gets there.
-bool IsLocalAddress(absl::string_view address);
 
 // Logs loudly when `address` can be reached from other machines and callers
 // need neither a key nor a certificate. Returns whether it did.

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/logging.h"
+#include "common/rpc/local_address.h"
 #include "common/rpc/rpc_server.h"
 #include "common/rpc/status.h"
 #include "common/status_macros.h"
@@ -162,6 +163,7 @@ RouterPoolOptions PoolOptions(const GatewayOptions& options,
                               const ServedModel& model, Readiness& readiness) {
   RouterPoolOptions pool;
   pool.model_fingerprint = model.fingerprint;
+  pool.credentials = options.security.to_routers;
   pool.poll_interval = options.poll_interval;
   pool.health = options.router_health;
   // A silence that is allowed is no failed look either.
@@ -179,7 +181,8 @@ RouterPoolOptions PoolOptions(const GatewayOptions& options,
 struct Gateway::State {
   State(const GatewayOptions& options, ServedModel model,
         std::unique_ptr<AddressSource> source, std::unique_ptr<KeyStore> keys)
-      : admission(
+      : security(options.security),
+        admission(
             {.max_requests = options.max_requests,
              .max_waiting_prompt_tokens = options.max_waiting_prompt_tokens},
             *options.limit_clock),
@@ -204,7 +207,8 @@ struct Gateway::State {
                 .router_addresses = *router_addresses,
                 .routers = routers,
                 .work_queue = work_queue,
-                .live_calls = {}},
+                .live_calls = {},
+                .expert_credentials = options.security.to_experts},
         service(context),
         inference_service(MakeInferenceService(context)) {}
 
@@ -223,6 +227,7 @@ struct Gateway::State {
     context.live_calls.AwaitNone();
   }
 
+  const GatewaySecurity security;  // keeps the files watched
   Readiness readiness;
   Admission admission;
   const std::unique_ptr<KeyStore> key_store;  // nullptr: no keys
@@ -266,22 +271,34 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Start(
   server_options.listen = options.listen;
   server_options.max_receive_bytes = kMaxReceiveBytes;
   server_options.reflection = options.reflection;
+  server_options.credentials = options.security.for_clients;
+  server_options.admin_listen = options.admin_listen;
+  server_options.admin_credentials = options.security.for_admins;
+  server_options.allow_plaintext = options.allow_plaintext;
   ABSL_ASSIGN_OR_RETURN(
       state->server,
       RpcServer::Start(server_options,
                        {&state->service, state->inference_service.get()}));
+  const bool demands_certificates =
+      !options.security.http_client_ca_file.empty();
   if (!options.http.listen.empty()) {
-    ABSL_ASSIGN_OR_RETURN(state->http,
-                          HttpFront::Start(options.http, state->context));
+    HttpServerOptions http = options.http;
+    http.tls_cert_file = options.security.http_cert_file;
+    http.tls_key_file = options.security.http_key_file;
+    http.tls_client_ca_file = options.security.http_client_ca_file;
+    for (const std::string& address : http.listen) {
+      if (!http.tls_cert_file.empty()) continue;
+      ABSL_RETURN_IF_ERROR(CheckPlaintext(address, options.allow_plaintext));
+    }
+    ABSL_ASSIGN_OR_RETURN(state->http, HttpFront::Start(http, state->context));
   }
   const bool demands_keys = state->authenticator.demands_keys();
   for (const std::string& address : state->server->addresses()) {
-    WarnWhenOpen(address, demands_keys, /*demands_certificates=*/false);
+    WarnWhenOpen(address, demands_keys, demands_certificates);
   }
   if (state->http != nullptr) {
     for (const std::string& address : state->http->addresses()) {
-      WarnWhenOpen(address, demands_keys,
-                   !options.http.tls_client_ca_file.empty());
+      WarnWhenOpen(address, demands_keys, demands_certificates);
     }
   }
   state->readiness.SetServer(state->server.get());

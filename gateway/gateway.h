@@ -11,6 +11,7 @@
 #include "common/clock.h"
 #include "common/http/http_server.h"
 #include "common/metrics/metric_families.h"
+#include "gateway/gateway_security.h"
 #include "gateway/generate_plan.h"
 #include "gateway/router_health.h"
 #include "gateway/served_model.h"
@@ -45,7 +46,11 @@ struct GatewayOptions {
   size_t max_pending_responses = 64;
   size_t tokenizer_threads = 1;
   bool reflection = true;
-  bool vllm_metrics = false;  // under vLLM's names, too
+  GatewaySecurity security;
+  // Further addresses, for admins alone.
+  std::vector<std::string> admin_listen;
+  bool allow_plaintext = false;  // see RpcServerOptions
+  bool vllm_metrics = false;     // under vLLM's names, too
 };
 
 // Serves troupe.v1.Gateway: owns the server, the connections to routers and

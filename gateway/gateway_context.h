@@ -20,6 +20,7 @@
 #include "gateway/router_pool.h"
 #include "gateway/served_model.h"
 #include "gateway/work_queue.h"
+#include "grpcpp/security/credentials.h"
 
 namespace troupe {
 
@@ -99,6 +100,9 @@ struct GatewayContext {
   WorkQueue& work_queue;
   LiveCalls live_calls;
   std::atomic<bool> draining{false};
+
+  // For calls to expert processes; null: plain text. Constant, too.
+  std::shared_ptr<grpc::ChannelCredentials> expert_credentials;
 };
 
 }  // namespace troupe

@@ -5,8 +5,10 @@
 
 #include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
+#include "common/descriptor_limit.h"
 #include "common/logging.h"
 #include "common/ops/ops_server.h"
+#include "common/rpc/grpc_log.h"
 #include "common/rpc/rpc_server.h"
 #include "common/service_flags.h"
 #include "gateway/gateway.h"
@@ -15,6 +17,7 @@ namespace troupe {
 namespace {
 
 struct Flags {
+  GatewaySecurityOptions security;
   std::string model_dir;
   std::string model_name;
   GatewayOptions gateway;
@@ -136,6 +139,26 @@ std::string BaseName(std::string path) {
   return slash == std::string::npos ? path : path.substr(slash + 1);
 }
 
+void AddSecurityFlags(CLI::App& app, GatewaySecurityOptions& security) {
+  AddServiceTlsFlags(app, security.service, /*has_admin_calls=*/true);
+  const std::string group = app.get_option("--tls-ca")->get_group();
+  app.add_option("--public-tls-cert", security.public_cert_file,
+                 "What clients are shown instead of --tls-cert, in PEM")
+      ->envname("TROUPE_PUBLIC_TLS_CERT")
+      ->group(group);
+  app.add_option("--public-tls-key", security.public_key_file, "Its key")
+      ->envname("TROUPE_PUBLIC_TLS_KEY")
+      ->group(group);
+  app.add_option("--client-ca", security.client_ca_file,
+                 "CA of clients' certificates, if it is not --tls-ca")
+      ->envname("TROUPE_CLIENT_CA")
+      ->group(group);
+  app.add_flag("--require-client-certs", security.require_client_certs,
+               "Refuse clients without a certificate")
+      ->envname("TROUPE_REQUIRE_CLIENT_CERTS")
+      ->group(group);
+}
+
 int Run(const Flags& flags) {
   const absl::StatusOr<std::unique_ptr<OpsServer>> ops =
       OpsServer::StartAndTell(flags.service.ops_listen, "gateway",
@@ -158,6 +181,15 @@ int Run(const Flags& flags) {
   options.router_health.stall_after =
       std::chrono::seconds(flags.router_stall_seconds);
   options.discovery.dns_interval = milliseconds(flags.discovery_interval_ms);
+  absl::StatusOr<GatewaySecurity> security =
+      LoadGatewaySecurity(flags.security);
+  if (!security.ok()) {
+    spdlog::error("{}", std::string(security.status().message()));
+    return 1;
+  }
+  options.security = *std::move(security);
+  options.admin_listen = flags.security.service.admin_listen;
+  options.allow_plaintext = flags.security.service.allow_plaintext;
   absl::StatusOr<std::unique_ptr<Gateway>> gateway =
       Gateway::Start(options, *std::move(model));
   if (!gateway.ok()) {
@@ -199,9 +231,12 @@ int main(int argc, char** argv) {
       "troupe-gateway");
   app.footer(
       "Example:\n  troupe-gateway models/demo --routers 10.0.0.5:7100,"
-      "10.0.0.6:7100 --listen 0.0.0.0:7070");
+      "10.0.0.6:7100 \\\n      --listen 0.0.0.0:7070 --tls-cert "
+      "certs/gateway.pem \\\n      "
+      "--tls-key certs/gateway.key --tls-ca certs/ca.pem");
   troupe::Flags flags;
   troupe::AddFlags(app, flags);
+  troupe::AddSecurityFlags(app, flags.security);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -209,5 +244,7 @@ int main(int argc, char** argv) {
   }
   if (flags.die_with_parent) troupe::DieWithParent();
   troupe::InitServiceLogging(flags.gateway.name, flags.service);
+  troupe::RouteGrpcLog();
+  troupe::RaiseDescriptorLimit();
   return troupe::Run(flags);
 }

@@ -34,11 +34,11 @@ SteadyTime Now() { return Clock::Real().Now(); }
 // All but the constant ones and `heard` are guarded by the pool's mu_.
 struct RouterEndpoint {
   RouterEndpoint(uint64_t router_id, std::string router_address,
-                 const RouterHealthOptions& options)
+                 const RouterPoolOptions& options)
       : id(router_id),
         address(std::move(router_address)),
-        stub(v1::Router::NewStub(MakeChannel(address))),
-        health(options) {}
+        stub(v1::Router::NewStub(MakeChannel(address, options.credentials))),
+        health(options.health) {}
 
   const uint64_t id;
   const std::string address;
@@ -170,7 +170,7 @@ void RouterPool::SetAddresses(const std::vector<std::string>& addresses) {
   }
   for (const std::string& address : missing) {
     routers_.push_back(
-        std::make_shared<RouterEndpoint>(++last_id_, address, options_.health));
+        std::make_shared<RouterEndpoint>(++last_id_, address, options_));
   }
   Wake();
 }

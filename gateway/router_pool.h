@@ -17,6 +17,7 @@
 #include "gateway/prefix_memory.h"
 #include "gateway/retry_budget.h"
 #include "gateway/router_health.h"
+#include "grpcpp/security/credentials.h"
 #include "protos/gateway.pb.h"
 #include "protos/router.grpc.pb.h"
 
@@ -68,6 +69,8 @@ class RouterLease {
 struct RouterPoolOptions {
   // Routers of another model are refused.
   std::string model_fingerprint;
+  // Null: plain text.
+  std::shared_ptr<grpc::ChannelCredentials> credentials;
   // Between two looks at a ready router, and at one that has streams; one that
   // is not ready is looked at every 50 ms.
   milliseconds poll_interval{500};

@@ -98,7 +98,8 @@ class StatsCall : public std::enable_shared_from_this<StatsCall> {
       ExpertQuery& query = experts_[index++];
       query.address = address;
       query.request.set_check_integrity(check_integrity_);
-      query.stub = v1::Expert::NewStub(MakeChannel(address));
+      query.stub = v1::Expert::NewStub(
+          MakeChannel(address, context_.expert_credentials));
       SetDeadline(query.context, Clock::Real().Now() + kTimeout);
       query.stub->async()->GetStats(
           &query.context, &query.request, &query.stats,

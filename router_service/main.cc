@@ -11,10 +11,13 @@
 #include "cluster/expert_pool.h"
 #include "cluster/fallback_policy.h"
 #include "cluster/grpc_expert_peer.h"
+#include "common/descriptor_limit.h"
 #include "common/load_progress.h"
 #include "common/logging.h"
 #include "common/ops/ops_server.h"
+#include "common/rpc/grpc_log.h"
 #include "common/rpc/rpc_server.h"
+#include "common/rpc/tls_flags.h"
 #include "common/service_flags.h"
 #include "common/status_macros.h"
 #include "common/thread_pool.h"
@@ -66,7 +69,18 @@ struct Options {
   ServiceFlags service;
   bool die_with_parent = false;
   bool reflection = false;
+  ServiceTlsFlags security;
 };
+
+// Who may call a router.
+TlsAccess Access() {
+  TlsAccess access;
+  access.methods[TlsRole::kGateway] = {"/troupe.v1.Router/"};
+  access.methods[TlsRole::kAdmin] = {
+      "/troupe.v1.Router/GetStats", "/troupe.v1.Router/Describe",
+      "/grpc.reflection.v1alpha.ServerReflection/"};
+  return access;
+}
 
 // As many blocks as the memory holds, and no more than max_sequences of the
 // longest context can use.
@@ -132,6 +146,8 @@ absl::Status Serve(const Options& options) {
                      "is given"));
   }
 
+  ABSL_ASSIGN_OR_RETURN(const std::shared_ptr<const Tls> tls,
+                        LoadServiceTls(options.security, TlsRole::kRouter));
   ThreadPool pool(options.num_threads == 0 ? AvailableThreads()
                                            : options.num_threads);
   const size_t num_blocks = ChooseKvBlocks(config, options);
@@ -170,6 +186,7 @@ absl::Status Serve(const Options& options) {
                : options.hop == "shm" ? HopMode::kShm
                                       : HopMode::kAuto;
     peer.bell = pool_options.bell;
+    if (tls != nullptr) peer.credentials = tls->ForChannels(TlsRole::kExpert);
     pool_options.make_peer = [peer](const std::string& address) {
       GrpcExpertPeerOptions of_address = peer;
       of_address.address = address;
@@ -230,6 +247,8 @@ absl::Status Serve(const Options& options) {
   RpcServerOptions server_options;
   server_options.listen = options.listen;
   server_options.reflection = options.reflection;
+  if (tls != nullptr) server_options.credentials = tls->ForServer(Access());
+  server_options.allow_plaintext = options.security.allow_plaintext;
   ABSL_ASSIGN_OR_RETURN(const std::unique_ptr<RpcServer> server,
                         RpcServer::Start(server_options, {&service}));
   const auto attachment = ops->Attach(OpsSources(service, loop));
@@ -408,6 +427,7 @@ int main(int argc, char** argv) {
   troupe::AddServiceFlags(app, options.service);
   app.add_flag("--reflection", options.reflection,
                "Offer gRPC server reflection");
+  troupe::AddServiceTlsFlags(app, options.security, /*has_admin_calls=*/false);
   app.add_flag("--die-with-parent", options.die_with_parent,
                "End when the parent process does");
   CLI11_PARSE(app, argc, argv);
@@ -415,6 +435,8 @@ int main(int argc, char** argv) {
   troupe::BlockTerminationSignals();
   if (options.die_with_parent) troupe::DieWithParent();
   troupe::InitServiceLogging(options.name, options.service);
+  troupe::RouteGrpcLog();
+  troupe::RaiseDescriptorLimit();
   const absl::Status status = troupe::Serve(options);
   if (absl::IsCancelled(status)) return 0;
   if (!status.ok()) {

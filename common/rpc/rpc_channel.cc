@@ -1,12 +1,14 @@
 #include "common/rpc/rpc_channel.h"
 
+#include "absl/strings/match.h"
 #include "grpcpp/create_channel.h"
-#include "grpcpp/security/credentials.h"
 #include "grpcpp/support/channel_arguments.h"
 
 namespace troupe {
 
-std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address) {
+std::shared_ptr<grpc::Channel> MakeChannel(
+    const std::string& address,
+    const std::shared_ptr<grpc::ChannelCredentials>& credentials) {
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(64 << 20);
   arguments.SetMaxSendMessageSize(-1);
@@ -20,8 +22,11 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address) {
   // not delay the next one.
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 2000);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(),
-                                   arguments);
+  const bool plain =
+      credentials == nullptr || absl::StartsWith(address, "unix:");
+  return grpc::CreateCustomChannel(
+      address, plain ? grpc::InsecureChannelCredentials() : credentials,
+      arguments);
 }
 
 void SetDeadline(grpc::ClientContext& context, SteadyTime deadline) {

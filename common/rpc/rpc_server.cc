@@ -16,6 +16,8 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "common/rpc/local_address.h"
+#include "common/status_macros.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/security/server_credentials.h"
@@ -60,6 +62,34 @@ bool IsHostAndPort(const std::string& address) {
          absl::SimpleAtoi(address.substr(colon + 1), &port) && port <= 65535;
 }
 
+// One address with the credentials for it.
+struct Listener {
+  std::string address;
+  std::shared_ptr<grpc::ServerCredentials> credentials;
+};
+
+// The address as gRPC is to listen on it, checked and with credentials.
+absl::StatusOr<Listener> MakeListener(
+    const std::string& address,
+    const std::shared_ptr<grpc::ServerCredentials>& credentials,
+    bool allow_plaintext) {
+  const Listener plain = {address, grpc::InsecureServerCredentials()};
+  if (absl::StartsWith(address, kUnix)) {
+    absl::Status status = PrepareUnixSocket(address.substr(kUnix.size()));
+    if (!status.ok()) return status;
+    return plain;
+  }
+  if (!IsHostAndPort(address)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("listen address ", address,
+                     ": neither host:port, port at most 65535, nor "
+                     "unix:/path"));
+  }
+  if (credentials != nullptr) return Listener{address, credentials};
+  ABSL_RETURN_IF_ERROR(CheckPlaintext(address, allow_plaintext));
+  return plain;
+}
+
 sigset_t TerminationSignals() {
   sigset_t signals;
   sigemptyset(&signals);
@@ -86,26 +116,29 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
   builder.AddChannelArgument(
       GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 1000);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 0);
-  std::vector<int> ports(options.listen.size(), 0);
-  for (size_t i = 0; i < options.listen.size(); ++i) {
-    const std::string& listen = options.listen[i];
-    if (absl::StartsWith(listen, kUnix)) {
-      absl::Status status = PrepareUnixSocket(listen.substr(kUnix.size()));
-      if (!status.ok()) return status;
-    } else if (!IsHostAndPort(listen)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("listen address ", listen,
-                       ": neither host:port, port at most 65535, nor "
-                       "unix:/path"));
+  // A client has so long for its handshake; gRPC's default is two minutes.
+  builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, 10000);
+  std::vector<Listener> listeners;
+  for (const bool is_admin : {false, true}) {
+    for (const std::string& address :
+         is_admin ? options.admin_listen : options.listen) {
+      ABSL_ASSIGN_OR_RETURN(listeners.emplace_back(),
+                            MakeListener(address,
+                                         is_admin ? options.admin_credentials
+                                                  : options.credentials,
+                                         options.allow_plaintext));
     }
-    builder.AddListeningPort(listen, grpc::InsecureServerCredentials(),
+  }
+  std::vector<int> ports(listeners.size(), 0);
+  for (size_t i = 0; i < listeners.size(); ++i) {
+    builder.AddListeningPort(listeners[i].address, listeners[i].credentials,
                              &ports[i]);
   }
   for (grpc::Service* service : services) builder.RegisterService(service);
   auto server = std::unique_ptr<RpcServer>(new RpcServer);
   server->server_ = builder.BuildAndStart();
-  for (size_t i = 0; i < options.listen.size(); ++i) {
-    const std::string& listen = options.listen[i];
+  for (size_t i = 0; i < listeners.size(); ++i) {
+    const std::string& listen = listeners[i].address;
     if (server->server_ == nullptr || ports[i] == 0) {
       return absl::UnavailableError(
           absl::StrCat("cannot listen on ", listen,

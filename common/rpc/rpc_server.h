@@ -10,6 +10,7 @@
 #include "absl/status/statusor.h"
 #include "common/clock.h"
 #include "grpcpp/impl/service_type.h"
+#include "grpcpp/security/server_credentials.h"
 #include "grpcpp/server.h"
 
 namespace troupe {
@@ -18,6 +19,14 @@ struct RpcServerOptions {
   // "host:port" (port 0: any free one) or "unix:/path". A left-over socket
   // file that nobody listens on is replaced.
   std::vector<std::string> listen;
+  // Of the TCP addresses; null: plain text. Unix sockets are always plain:
+  // only this user's processes reach them.
+  std::shared_ptr<grpc::ServerCredentials> credentials;
+  // Further addresses, whose TCP ones have credentials of their own.
+  std::vector<std::string> admin_listen;
+  std::shared_ptr<grpc::ServerCredentials> admin_credentials;
+  // Plain text also where other machines reach it; else that is an error.
+  bool allow_plaintext = false;
   // Larger messages are refused with RESOURCE_EXHAUSTED.
   int max_receive_bytes = 64 << 20;
   // grpc.reflection.v1alpha, for grpcurl and its kind.
@@ -35,7 +44,7 @@ class RpcServer {
   ~RpcServer();
 
   // The addresses that it listens on, ports resolved, in the order of
-  // options.listen.
+  // options.listen and options.admin_listen.
   const std::vector<std::string>& addresses() const { return addresses_; }
 
   // What grpc.health.v1 answers for "" (whole server).

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/rpc/local_address.h"
 #include "common/rpc/status.h"
 #include "gateway/exposure.h"
 #include "gmock/gmock.h"

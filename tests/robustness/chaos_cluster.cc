@@ -91,6 +91,8 @@ ChaosCluster::ChaosCluster(ChaosClusterOptions options)
       options_.watch_lists &&
       HelpSays(options_.bin_dir + "/troupe-router", "file:") &&
       HelpSays(options_.bin_dir + "/troupe-gateway", "file:");
+  allows_plaintext_ =
+      HelpSays(options_.bin_dir + "/troupe-gateway", "--allow-plaintext");
   auto hosts = TwoHosts::Create(options_.work_dir + "/hosts.log");
   if (hosts.ok()) {
     hosts_ = *std::move(hosts);
@@ -169,6 +171,8 @@ ChaosProcess& ChaosCluster::AddProcess(ChaosProcess::Role role,
   process->address = absl::StrCat(host, ":", port);
   arguments.insert(arguments.end(),
                    {"--name", name, "--listen", process->address});
+  // Two hosts on one machine: their network is the test's own.
+  if (allows_plaintext_) arguments.push_back("--allow-plaintext");
   process->arguments =
       process->on_b ? hosts_->OnB(std::move(arguments)) : std::move(arguments);
   if (behind_proxy) {

@@ -108,6 +108,7 @@ class ChaosCluster {
   std::string why_one_host_;
   std::string host_a_ = "127.0.0.1";
   std::string host_b_ = "127.0.0.1";
+  bool allows_plaintext_ = false;
   int next_port_ = 0;
   size_t num_added_ = 0;
   std::vector<std::unique_ptr<ChaosProcess>> processes_;

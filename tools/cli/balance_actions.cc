@@ -38,10 +38,11 @@ bool Contains(const v1::ExpertRange& range, const BalanceUnit& unit) {
 class Actions final : public BalanceActions {
  public:
   Actions(GatewayClient& gateway, const std::vector<std::string>& addresses,
+          const std::shared_ptr<grpc::ChannelCredentials>& credentials,
           const BalanceActionsOptions& options)
       : gateway_(gateway),
         options_(options),
-        client_(addresses),
+        client_(AtAdminPort(addresses, options.admin_port), credentials),
         run_id_(
             absl::StrCat("balance-", absl::BytesToHexString(RandomBytes(4)))) {}
 
@@ -206,8 +207,10 @@ class Actions final : public BalanceActions {
 
 absl::StatusOr<std::unique_ptr<BalanceActions>> MakeBalanceActions(
     GatewayClient& gateway, const std::vector<std::string>& addresses,
+    const std::shared_ptr<grpc::ChannelCredentials>& credentials,
     const BalanceActionsOptions& options) {
-  auto actions = std::make_unique<Actions>(gateway, addresses, options);
+  auto actions =
+      std::make_unique<Actions>(gateway, addresses, credentials, options);
   ABSL_RETURN_IF_ERROR(actions->Learn());
   return actions;
 }

@@ -17,15 +17,17 @@ struct BalanceActionsOptions {
   uint32_t drain_ms = 0;  // of unloading; 0: as the processes say
   // That long for a router to see a new replica.
   milliseconds router_limit{10000};
+  uint32_t admin_port = 0;  // see AtAdminPort
 };
 
 // Loads by the expert processes' admin service, each expert in the versions
 // that its replicas have, from where they have them; one that nobody has comes
 // from the checkpoint. Routers are asked through the gateway. `gateway`
-// outlives it; addresses: by process. An error names the process that does not
-// answer.
+// outlives it; addresses: by process; credentials: see ExpertsClient. An error
+// names the process that does not answer.
 absl::StatusOr<std::unique_ptr<BalanceActions>> MakeBalanceActions(
     GatewayClient& gateway, const std::vector<std::string>& addresses,
+    const std::shared_ptr<grpc::ChannelCredentials>& credentials,
     const BalanceActionsOptions& options);
 
 }  // namespace troupe

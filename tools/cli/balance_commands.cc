@@ -9,12 +9,12 @@
 #include "absl/strings/str_cat.h"
 #include "cluster/balance_watch.h"
 #include "common/status_macros.h"
-#include "tools/cli/api_key_flag.h"
 #include "tools/cli/balance_actions.h"
 #include "tools/cli/balance_apply.h"
 #include "tools/cli/balance_input.h"
 #include "tools/cli/balance_report.h"
-#include "tools/cli/gateway_client.h"
+#include "tools/cli/client_flags.h"
+#include "tools/cli/experts_client.h"
 #include "tools/cli/interrupts.h"
 #include "tools/cli/terminal.h"
 
@@ -22,8 +22,7 @@ namespace troupe {
 namespace {
 
 struct Flags {
-  std::string address = kDefaultAddress;
-  std::string api_key;
+  ClientFlags gateway;
   BalanceInputOptions input;
   BalanceOptions balance;
   BalanceActionsOptions actions;
@@ -62,17 +61,19 @@ absl::StatusOr<BalanceApplied> Apply(GatewayClient& client, const Flags& flags,
                                      const Planned& planned) {
   ABSL_ASSIGN_OR_RETURN(
       const std::unique_ptr<BalanceActions> actions,
-      MakeBalanceActions(client, planned.input.addresses, flags.actions));
+      MakeBalanceActions(client, planned.input.addresses,
+                         flags.gateway.to_experts, flags.actions));
   return ApplyBalance(planned.plan, planned.input.problem, *actions, Say);
 }
 
 int Fail(const Flags& flags, const absl::Status& status) {
-  Say(absl::StrCat("troupe: ", Explain(status, flags.address)));
+  Say(absl::StrCat("troupe: ", Explain(status, flags.gateway.address)));
   return kExitFailed;
 }
 
 int RunPlan(const Flags& flags) {
-  GatewayClient client(flags.address, flags.api_key);
+  GatewayClient client(flags.gateway.address, flags.gateway.api_key,
+                       flags.gateway.to_gateway);
   const absl::StatusOr<Planned> planned = Plan(client, flags);
   if (!planned.ok()) return Fail(flags, planned.status());
   const std::string text =
@@ -83,7 +84,8 @@ int RunPlan(const Flags& flags) {
 }
 
 int RunApply(const Flags& flags) {
-  GatewayClient client(flags.address, flags.api_key);
+  GatewayClient client(flags.gateway.address, flags.gateway.api_key,
+                       flags.gateway.to_gateway);
   const absl::StatusOr<Planned> planned = Plan(client, flags);
   if (!planned.ok()) return Fail(flags, planned.status());
   Say(BalanceVerdict(planned->plan));
@@ -133,7 +135,8 @@ absl::Status RunOnce(GatewayClient& client, const Flags& flags,
 
 int RunBalance(const Flags& flags) {
   const Interrupts interrupts(nullptr);
-  GatewayClient client(flags.address, flags.api_key);
+  GatewayClient client(flags.gateway.address, flags.gateway.api_key,
+                       flags.gateway.to_gateway);
   BalanceWatch watch(flags.watch);
   v1::BalanceReport report;
   report.set_name(flags.name);
@@ -145,7 +148,7 @@ int RunBalance(const Flags& flags) {
     if (!status.ok()) {
       report.set_failed_runs(report.failed_runs() + 1);
       report.set_verdict("failed");
-      report.set_detail(Explain(status, flags.address));
+      report.set_detail(Explain(status, flags.gateway.address));
       report.set_last_error(report.detail());
     }
     Say(absl::StrCat("run ", report.runs(), ": ", report.verdict(), ": ",
@@ -153,7 +156,7 @@ int RunBalance(const Flags& flags) {
     const absl::Status told = client.ReportBalance(report);
     if (!told.ok() && reported) {
       Say(absl::StrCat("the gateway was not told: ",
-                       Explain(told, flags.address)));
+                       Explain(told, flags.gateway.address)));
     }
     reported = told.ok();
   } while (!interrupts.WaitFor(
@@ -162,10 +165,8 @@ int RunBalance(const Flags& flags) {
 }
 
 void AddPlanFlags(CLI::App& app, Flags& flags) {
-  app.add_option("--address", flags.address, "Of the gateway")
-      ->envname("TROUPE_ADDRESS")
-      ->capture_default_str();
-  AddApiKeyFlag(app, flags.api_key);
+  AddClientFlags(app, flags.gateway);
+  AddAdminPort(app, flags.actions.admin_port);
   const std::map<std::string, BalanceBy> by = {
       {"tokens", BalanceBy::kTokens},
       {"activated", BalanceBy::kActivatedExperts}};

@@ -9,10 +9,9 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "tools/cli/api_key_flag.h"
 #include "tools/cli/bench_report.h"
+#include "tools/cli/client_flags.h"
 #include "tools/cli/command.h"
-#include "tools/cli/gateway_client.h"
 #include "tools/cli/interrupts.h"
 #include "tools/cli/load_generator.h"
 #include "tools/cli/terminal.h"
@@ -21,8 +20,7 @@ namespace troupe {
 namespace {
 
 struct Flags {
-  std::string address = kDefaultAddress;
-  std::string api_key;
+  ClientFlags gateway;
   size_t requests = 0;  // 0: by concurrency, or by duration
   double duration_s = 0;
   size_t concurrency = 1;
@@ -87,11 +85,12 @@ int Run(const Flags& flags) {
     absl::MutexLock lock(&mu);
     if (running != nullptr) running->Stop();
   });
-  GatewayClient client(flags.address, flags.api_key);
+  GatewayClient client(flags.gateway.address, flags.gateway.api_key,
+                       flags.gateway.to_gateway);
   const absl::StatusOr<v1::ModelInfo> model = client.GetModel();
   if (!model.ok()) {
     std::fprintf(stderr, "troupe: %s\n",
-                 Explain(model.status(), flags.address).c_str());
+                 Explain(model.status(), flags.gateway.address).c_str());
     return kExitFailed;
   }
   if (flags.prompt_tokens + flags.max_tokens > model->max_context()) {
@@ -110,8 +109,9 @@ int Run(const Flags& flags) {
   }
   const bool terminal = IsTerminal(STDERR_FILENO);
   const auto run = [&](LoadOptions options, uint64_t first_index) {
-    options.address = flags.address;
-    options.api_key = flags.api_key;
+    options.address = flags.gateway.address;
+    options.credentials = flags.gateway.to_gateway;
+    options.api_key = flags.gateway.api_key;
     options.timeout_ms = static_cast<int>(flags.timeout_s * 1000);
     options.make_request = [&, first_index](size_t index) {
       return MakeRequest(flags, *model, first_index + index);
@@ -163,10 +163,7 @@ Command AddBench(CLI::App& parent) {
   auto flags = std::make_shared<Flags>();
   CLI::App* app = parent.add_subcommand(
       "bench", "Measure throughput and latencies of a running cluster");
-  app->add_option("--address", flags->address, "Of the gateway")
-      ->envname("TROUPE_ADDRESS")
-      ->capture_default_str();
-  AddApiKeyFlag(*app, flags->api_key);
+  AddClientFlags(*app, flags->gateway);
   app->add_option("--requests", flags->requests,
                   "How many; default: 4 per --concurrency, at least 16");
   app->add_option("--duration", flags->duration_s,

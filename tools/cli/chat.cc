@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "common/status_macros.h"
-#include "tools/cli/api_key_flag.h"
 #include "tools/cli/chat_format.h"
+#include "tools/cli/client_flags.h"
 #include "tools/cli/command.h"
 #include "tools/cli/generation_flags.h"
 #include "tools/cli/interrupts.h"
@@ -20,8 +20,7 @@ namespace troupe {
 namespace {
 
 struct Flags {
-  std::string address = kDefaultAddress;
-  std::string api_key;
+  ClientFlags gateway;
   std::string system;
   GenerationFlags generation;
 };
@@ -102,7 +101,8 @@ std::vector<ChatMessage> FreshConversation(const Flags& flags) {
 }
 
 int Run(const Flags& flags) {
-  GatewayClient client(flags.address, flags.api_key);
+  GatewayClient client(flags.gateway.address, flags.gateway.api_key,
+                       flags.gateway.to_gateway);
   std::atomic<bool> answering = false;
   Interrupts interrupts([&] {
     if (!answering) _exit(kExitInterrupted);
@@ -111,7 +111,7 @@ int Run(const Flags& flags) {
   const absl::StatusOr<v1::ModelInfo> model = client.GetModel();
   if (!model.ok()) {
     std::fprintf(stderr, "troupe: %s\n",
-                 Explain(model.status(), flags.address).c_str());
+                 Explain(model.status(), flags.gateway.address).c_str());
     return kExitFailed;
   }
   const ChatFormat format = DetectChatFormat(model->chat_template());
@@ -119,7 +119,7 @@ int Run(const Flags& flags) {
       StopTokens(client, format);
   if (!stops.ok()) {
     std::fprintf(stderr, "troupe: %s\n",
-                 Explain(stops.status(), flags.address).c_str());
+                 Explain(stops.status(), flags.gateway.address).c_str());
     return kExitFailed;
   }
   const bool terminal = IsTerminal(STDIN_FILENO);
@@ -144,7 +144,7 @@ int Run(const Flags& flags) {
       std::fputs("[stopped]\n", stderr);
     } else if (!status.ok()) {
       std::fprintf(stderr, "troupe: %s\n",
-                   Explain(status, flags.address).c_str());
+                   Explain(status, flags.gateway.address).c_str());
       if (!terminal) return kExitFailed;
       messages.resize(size_before);
     }
@@ -156,10 +156,7 @@ int Run(const Flags& flags) {
 Command AddChat(CLI::App& parent) {
   auto flags = std::make_shared<Flags>();
   CLI::App* app = parent.add_subcommand("chat", "Talk with the model");
-  app->add_option("--address", flags->address, "Of the gateway")
-      ->envname("TROUPE_ADDRESS")
-      ->capture_default_str();
-  AddApiKeyFlag(*app, flags->api_key);
+  AddClientFlags(*app, flags->gateway);
   app->add_option("--system", flags->system, "System message");
   AddGenerationFlags(*app, flags->generation);
   app->footer(

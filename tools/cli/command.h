@@ -24,6 +24,7 @@ Command AddQuantize(CLI::App& parent);
 Command AddStats(CLI::App& parent);
 Command AddBench(CLI::App& parent);
 Command AddExperts(CLI::App& parent);
+Command AddCerts(CLI::App& parent);
 Command AddKeys(CLI::App& parent);
 
 }  // namespace troupe

@@ -18,13 +18,12 @@
 #include "common/clock.h"
 #include "common/rpc/unix_socket.h"
 #include "model/file_hash.h"
-#include "tools/cli/api_key_flag.h"
 #include "tools/cli/balance_commands.h"
+#include "tools/cli/client_flags.h"
 #include "tools/cli/command.h"
 #include "tools/cli/experts_client.h"
 #include "tools/cli/experts_extract.h"
 #include "tools/cli/experts_update.h"
-#include "tools/cli/gateway_client.h"
 #include "tools/cli/terminal.h"
 
 namespace troupe {
@@ -35,8 +34,8 @@ constexpr milliseconds kRouterLimit(10000);
 constexpr milliseconds kRouterPoll(20);
 
 struct Flags {
-  std::string gateway = kDefaultAddress;
-  std::string api_key;
+  ClientFlags gateway;
+  uint32_t admin_port = 0;
   std::vector<std::string> experts;
   bool all = false;
   double share = 5;  // percent
@@ -53,11 +52,12 @@ int Fail(const std::string& message) {
 absl::StatusOr<std::vector<std::string>> Addresses(const Flags& flags) {
   if (!flags.experts.empty()) return flags.experts;
   const absl::StatusOr<v1::ClusterStats> stats =
-      GatewayClient(flags.gateway, flags.api_key)
+      GatewayClient(flags.gateway.address, flags.gateway.api_key,
+                    flags.gateway.to_gateway)
           .GetStats(/*include_experts=*/false);
   if (!stats.ok()) {
     return absl::Status(stats.status().code(),
-                        Explain(stats.status(), flags.gateway));
+                        Explain(stats.status(), flags.gateway.address));
   }
   std::vector<std::string> away;
   std::vector<std::string> addresses = ExpertAddresses(*stats, &away);
@@ -66,10 +66,10 @@ absl::StatusOr<std::vector<std::string>> Addresses(const Flags& flags) {
                  WithoutControls(address).c_str());
   }
   if (addresses.empty()) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(flags.gateway, ": the routers know of no expert process"));
+    return absl::FailedPreconditionError(absl::StrCat(
+        flags.gateway.address, ": the routers know of no expert process"));
   }
-  return addresses;
+  return AtAdminPort(std::move(addresses), flags.admin_port);
 }
 
 std::string Names(const LabelList& labels) {
@@ -115,7 +115,7 @@ int List(const Flags& flags) {
   const absl::StatusOr<std::vector<std::string>> addresses = Addresses(flags);
   if (!addresses.ok()) return Fail(std::string(addresses.status().message()));
   const absl::StatusOr<std::vector<ExpertProcess>> processes =
-      ExpertsClient(*addresses).List();
+      ExpertsClient(*addresses, flags.gateway.to_experts).List();
   if (!processes.ok()) return Fail(std::string(processes.status().message()));
   const v1::Rollout rollout = NewestRollout(*processes);
   std::vector<std::string> labels;
@@ -171,7 +171,7 @@ int Status(const Flags& flags) {
   const absl::StatusOr<std::vector<std::string>> addresses = Addresses(flags);
   if (!addresses.ok()) return Fail(std::string(addresses.status().message()));
   const absl::StatusOr<std::vector<ExpertProcess>> processes =
-      ExpertsClient(*addresses).List();
+      ExpertsClient(*addresses, flags.gateway.to_experts).List();
   if (!processes.ok()) return Fail(std::string(processes.status().message()));
   std::string text = RolloutText(NewestRollout(*processes));
   for (const ExpertProcess& process : *processes) {
@@ -196,8 +196,8 @@ int Status(const Flags& flags) {
 }
 
 // Until the routers that the gateway knows use the revision.
-void AwaitRouters(const Flags& flags, uint64_t revision) {
-  GatewayClient client(flags.gateway, flags.api_key);
+void AwaitRouters(const ClientFlags& gateway, uint64_t revision) {
+  GatewayClient client(gateway.address, gateway.api_key, gateway.to_gateway);
   const SteadyTime limit = std::chrono::steady_clock::now() + kRouterLimit;
   std::string late;
   do {
@@ -238,9 +238,9 @@ int Change(const Flags& flags, const char* name, Action action) {
     std::fprintf(stderr, "%s\n", WithoutControls(line).c_str());
   };
   options.await_routers = [&flags](uint64_t revision) {
-    AwaitRouters(flags, revision);
+    AwaitRouters(flags.gateway, revision);
   };
-  ExpertsClient client(*addresses);
+  ExpertsClient client(*addresses, flags.gateway.to_experts);
   const absl::Status status = action(client, options);
   if (!status.ok()) return Fail(std::string(status.message()));
   std::fprintf(stderr, "%s: done\n", name);
@@ -257,11 +257,9 @@ int Extract(const Flags& flags) {
 CLI::App* AddSub(CLI::App& app, const char* name, const char* text,
                  Flags& flags) {
   CLI::App* sub = app.add_subcommand(name, text);
-  sub->add_option("--address", flags.gateway,
-                  "Of the gateway, whose routers know the expert processes")
-      ->envname("TROUPE_ADDRESS")
-      ->capture_default_str();
-  AddApiKeyFlag(*sub, flags.api_key);
+  AddClientFlags(*sub, flags.gateway,
+                 "Of the gateway, whose routers know the expert processes");
+  AddAdminPort(*sub, flags.admin_port);
   sub->add_option("--experts", flags.experts,
                   "Addresses of the expert processes instead, with commas "
                   "between")

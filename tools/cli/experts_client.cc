@@ -42,10 +42,13 @@ struct ExpertsClient::Stubs {
   }
 };
 
-ExpertsClient::ExpertsClient(std::vector<std::string> addresses)
+ExpertsClient::ExpertsClient(
+    std::vector<std::string> addresses,
+    const std::shared_ptr<grpc::ChannelCredentials>& credentials)
     : addresses_(std::move(addresses)), stubs_(std::make_unique<Stubs>()) {
   for (const std::string& address : addresses_) {
-    stubs_->stubs.push_back(v1::ExpertAdmin::NewStub(MakeChannel(address)));
+    stubs_->stubs.push_back(
+        v1::ExpertAdmin::NewStub(MakeChannel(address, credentials)));
   }
 }
 
@@ -167,6 +170,15 @@ std::vector<std::string> ExpertAddresses(const v1::ClusterStats& stats,
   std::vector<std::string> addresses;
   for (const auto& [address, is_connected] : connected) {
     (is_connected ? addresses : *away).push_back(address);
+  }
+  return addresses;
+}
+
+std::vector<std::string> AtAdminPort(std::vector<std::string> addresses,
+                                     uint32_t port) {
+  for (std::string& address : addresses) {
+    if (port == 0 || absl::StartsWith(address, "unix:")) continue;
+    address = absl::StrCat(address.substr(0, address.rfind(':')), ":", port);
   }
   return addresses;
 }

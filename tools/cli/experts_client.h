@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "grpcpp/security/credentials.h"
 #include "protos/admin.pb.h"
 #include "protos/cluster.pb.h"
 #include "protos/gateway.pb.h"
@@ -20,7 +21,10 @@ namespace troupe {
 // Not thread-safe.
 class ExpertsClient {
  public:
-  explicit ExpertsClient(std::vector<std::string> addresses);
+  // credentials: for host:port; null: plain text.
+  explicit ExpertsClient(
+      std::vector<std::string> addresses,
+      const std::shared_ptr<grpc::ChannelCredentials>& credentials = nullptr);
   ~ExpertsClient();
 
   size_t size() const { return addresses_.size(); }
@@ -61,6 +65,11 @@ class ExpertsClient {
 // connected with; the others go to `away`.
 std::vector<std::string> ExpertAddresses(const v1::ClusterStats& stats,
                                          std::vector<std::string>* away);
+
+// The addresses with that port in place of theirs, where expert processes
+// have one for admins (--admin-listen); 0 changes nothing.
+std::vector<std::string> AtAdminPort(std::vector<std::string> addresses,
+                                     uint32_t port);
 
 }  // namespace troupe
 

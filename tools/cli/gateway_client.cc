@@ -18,6 +18,24 @@ void SetTimeout(grpc::ClientContext& context, milliseconds timeout) {
   SetDeadline(context, Clock::Real().Now() + timeout);
 }
 
+// gRPC's words for a connection that came about and was no use, in ours.
+std::string ExplainConnection(const std::string& message) {
+  if (absl::StrContains(message, "wrong version number")) {
+    return "speaks no TLS: leave --tls-cert, --tls-key and --tls-ca out";
+  }
+  if (absl::StrContains(message, "certificate verify failed")) {
+    return "its certificate is of no CA in --tls-ca, or out of its time";
+  }
+  const size_t refused = message.find("the server was refused");
+  if (refused != std::string::npos) return message.substr(refused);
+  if (absl::StrContains(message, "Socket closed") ||
+      absl::StrContains(message, "onnection reset")) {
+    return "ended the connection at once. Does it want TLS (--tls-ca), or "
+           "another certificate (--tls-cert, --tls-key)? Its log says why";
+  }
+  return "";
+}
+
 }  // namespace
 
 struct GatewayClient::State {
@@ -32,11 +50,12 @@ void SetApiKey(grpc::ClientContext& context, const std::string& api_key) {
   context.AddMetadata("authorization", absl::StrCat("Bearer ", api_key));
 }
 
-GatewayClient::GatewayClient(const std::string& address,
-                             const std::string& api_key)
+GatewayClient::GatewayClient(
+    const std::string& address, const std::string& api_key,
+    const std::shared_ptr<grpc::ChannelCredentials>& credentials)
     : state_(std::make_unique<State>()) {
   state_->api_key = api_key;
-  state_->stub = v1::Gateway::NewStub(MakeChannel(address));
+  state_->stub = v1::Gateway::NewStub(MakeChannel(address, credentials));
 }
 GatewayClient::~GatewayClient() = default;
 
@@ -121,6 +140,9 @@ std::string Explain(const absl::Status& status, const std::string& address) {
     case absl::StatusCode::kUnavailable:
       if (!absl::StartsWith(message, "failed to connect")) {
         return absl::StrCat(address, ": ", message);
+      }
+      if (const std::string text = ExplainConnection(message); !text.empty()) {
+        return absl::StrCat(address, ": ", text);
       }
       return absl::StrCat("cannot reach ", address,
                           ". Is a cluster running there? Start one with: "

@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "grpcpp/client_context.h"
+#include "grpcpp/security/credentials.h"
 #include "protos/gateway.pb.h"
 
 namespace troupe {
@@ -21,9 +22,10 @@ inline constexpr char kDefaultAddress[] = "127.0.0.1:7070";
 // Calls to one gateway. Thread-safe.
 class GatewayClient {
  public:
-  // api_key: empty for none.
-  explicit GatewayClient(const std::string& address,
-                         const std::string& api_key = "");
+  // api_key: empty for none. credentials: for host:port; null: plain text.
+  explicit GatewayClient(
+      const std::string& address, const std::string& api_key = "",
+      const std::shared_ptr<grpc::ChannelCredentials>& credentials = nullptr);
   ~GatewayClient();
 
   absl::StatusOr<v1::ModelInfo> GetModel();

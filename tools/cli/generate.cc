@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "nlohmann/json.hpp"
-#include "tools/cli/api_key_flag.h"
+#include "tools/cli/client_flags.h"
 #include "tools/cli/command.h"
 #include "tools/cli/generation_flags.h"
 #include "tools/cli/interrupts.h"
@@ -19,8 +19,7 @@ namespace {
 
 struct Flags {
   std::string prompt;
-  std::string address = kDefaultAddress;
-  std::string api_key;
+  ClientFlags gateway;
   GenerationFlags generation;
   uint32_t n = 1;
   bool echo = false;
@@ -119,7 +118,8 @@ absl::Status CollectAndPrint(GatewayClient& client,
 }
 
 int Run(Flags& flags) {
-  GatewayClient client(flags.address, flags.api_key);
+  GatewayClient client(flags.gateway.address, flags.gateway.api_key,
+                       flags.gateway.to_gateway);
   Interrupts interrupts([&client] { client.CancelAll(); });
   if (flags.prompt == "-") {
     flags.prompt.assign(std::istreambuf_iterator<char>(std::cin), {});
@@ -142,7 +142,7 @@ int Run(Flags& flags) {
   if (interrupts.interrupted()) return kExitInterrupted;
   if (!status.ok()) {
     std::fprintf(stderr, "troupe: %s\n",
-                 Explain(status, flags.address).c_str());
+                 Explain(status, flags.gateway.address).c_str());
     return kExitFailed;
   }
   if (!flags.quiet && !flags.json) {
@@ -159,10 +159,7 @@ Command AddGenerate(CLI::App& parent) {
       "generate", "Continue a prompt and stream the text");
   app->add_option("PROMPT", flags->prompt, "Text; - reads standard input")
       ->required();
-  app->add_option("--address", flags->address, "Of the gateway")
-      ->envname("TROUPE_ADDRESS")
-      ->capture_default_str();
-  AddApiKeyFlag(*app, flags->api_key);
+  AddClientFlags(*app, flags->gateway);
   app->add_option("-n,--choices", flags->n, "Different continuations")
       ->check(CLI::Range(1, 16))
       ->capture_default_str();

@@ -28,9 +28,11 @@ struct HealthProbe::State {
   bool serving ABSL_GUARDED_BY(mu) = false;
 };
 
-HealthProbe::HealthProbe(const std::string& address)
+HealthProbe::HealthProbe(
+    const std::string& address,
+    const std::shared_ptr<grpc::ChannelCredentials>& credentials)
     : state_(std::make_unique<State>()) {
-  state_->stub = health::Health::NewStub(MakeChannel(address));
+  state_->stub = health::Health::NewStub(MakeChannel(address, credentials));
 }
 
 HealthProbe::HealthProbe(HealthProbe&& other) noexcept = default;

@@ -5,13 +5,18 @@
 #include <memory>
 #include <string>
 
+#include "grpcpp/security/credentials.h"
+
 namespace troupe {
 
 // One server's health. Owns a channel and at most one call in flight; gRPC's
 // threads write the answer. One thread at a time may use it.
 class HealthProbe {
  public:
-  explicit HealthProbe(const std::string& address);
+  // credentials: for host:port; null: plain text.
+  explicit HealthProbe(
+      const std::string& address,
+      const std::shared_ptr<grpc::ChannelCredentials>& credentials = nullptr);
   ~HealthProbe();
   HealthProbe(HealthProbe&& other) noexcept;
   HealthProbe& operator=(HealthProbe&& other) noexcept;

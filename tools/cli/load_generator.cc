@@ -113,8 +113,8 @@ LoadGenerator::LoadGenerator(LoadOptions options)
       (at_once + kRequestsPerConnection - 1) / kRequestsPerConnection, 1,
       kMaxConnections);
   for (size_t i = 0; i < num_connections; ++i) {
-    state_->stubs.push_back(
-        v1::Gateway::NewStub(MakeChannel(state_->options.address)));
+    state_->stubs.push_back(v1::Gateway::NewStub(
+        MakeChannel(state_->options.address, state_->options.credentials)));
   }
 }
 

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "grpcpp/security/credentials.h"
 #include "protos/gateway.pb.h"
 #include "tools/cli/bench_report.h"
 
@@ -16,6 +17,8 @@ namespace troupe {
 
 struct LoadOptions {
   std::string address;
+  // For host:port; null: plain text.
+  std::shared_ptr<grpc::ChannelCredentials> credentials;
   std::string api_key;  // empty: none
   size_t num_requests = 0;
   // Closed loop: so many requests at a time. Ignored with an open loop.

@@ -3,6 +3,8 @@
 #include <string>
 #include <vector>
 
+#include "common/logging.h"
+#include "common/rpc/grpc_log.h"
 #include "tools/cli/command.h"
 #include "tools/cli/did_you_mean.h"
 
@@ -39,7 +41,7 @@ int Main(int argc, char** argv) {
   const std::vector<Command> commands = {
       AddServe(app),     AddGenerate(app), AddChat(app),    AddStats(app),
       AddExperts(app),   AddBench(app),    AddInspect(app), AddQuantize(app),
-      AddMakeModel(app), AddKeys(app)};
+      AddMakeModel(app), AddKeys(app),     AddCerts(app)};
   const std::string unknown = UnknownCommand(argc, argv, commands);
   if (!unknown.empty()) {
     std::vector<std::string> names;
@@ -58,6 +60,8 @@ int Main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? kExitOk : kExitUsage;
   }
+  InitLogging("troupe", "warn");
+  RouteGrpcLog();
   for (const Command& command : commands) {
     if (command.app->parsed()) return command.run();
   }

@@ -16,10 +16,12 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/strip.h"
+#include "common/rpc/tls_flags.h"
 #include "common/status_macros.h"
 #include "common/thread_pool.h"
 #include "model/config.h"
 #include "tools/cli/api_key_flag.h"
+#include "tools/cli/certs.h"
 #include "tools/cli/command.h"
 #include "tools/cli/generation_flags.h"
 #include "tools/cli/serve_plan.h"
@@ -199,11 +201,21 @@ absl::Status Serve(Flags& flags) {
       const std::vector<ProcessSpec> processes,
       PlanProcesses(flags.serve, config.num_experts, new_address));
 
+  std::shared_ptr<const Tls> tls;  // of the health probes
+  if (!flags.serve.certs_dir.empty()) {
+    ABSL_ASSIGN_OR_RETURN(
+        tls, Tls::Create(CertsOf(flags.serve.certs_dir, TlsRole::kAdmin)));
+  }
   const bool terminal = IsTerminal(STDERR_FILENO);
   Screen screen(terminal);
   const std::string inner = processes.back().address;
   Addresses addresses(inner);
   SupervisorOptions options;
+  if (tls != nullptr) {
+    options.credentials = {
+        {ProcessTier::kExpert, tls->ForChannels(TlsRole::kExpert)},
+        {ProcessTier::kRouter, tls->ForChannels(TlsRole::kRouter)}};
+  }
   options.kill_after_seconds = flags.serve.drain_seconds + 10;
   options.log = [&](const std::string& line) { screen.Line(line); };
   if (terminal) {
@@ -242,6 +254,8 @@ int Run(Flags& flags) {
   }
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   signal(SIGPIPE, SIG_IGN);
+  // They are a client's; the processes are told by flags.
+  for (const char* variable : kTlsVariables) unsetenv(variable);
   const absl::Status status = Serve(flags);
   if (status.ok()) return kExitOk;
   std::fprintf(stderr, "troupe: %s\n", std::string(status.message()).c_str());
@@ -273,6 +287,16 @@ void AddClusterFlags(CLI::App& app, Flags& flags) {
                      "Of the OpenAI-style HTTP API: host:port (port 0: any) "
                      "or none, which --once means, too; may be repeated")
           ->capture_default_str();
+  app.add_option("--certs", serve.certs_dir,
+                 "Folder of certificates (troupe certs init): the gateway "
+                 "speaks TLS with clients, the processes mutual TLS where they "
+                 "use TCP")
+      ->envname("TROUPE_CERTS");
+  app.add_flag("--require-client-certs", serve.require_client_certs,
+               "The gateway refuses clients without a certificate");
+  app.add_flag("--allow-plaintext", serve.allow_plaintext,
+               "The gateway listens without TLS also where other machines "
+               "reach it; only on a network that you trust");
   app.add_option("--model-name", serve.model_name,
                  "Default: the folder's name");
   app.add_option("--api-keys", serve.api_keys,
@@ -372,7 +396,7 @@ Command AddServe(CLI::App& parent) {
       "Examples:\n"
       "  troupe serve models/demo\n"
       "  troupe serve models/demo --experts 8 --replicas 2\n"
-      "  troupe serve models/demo --listen 0.0.0.0:7070 --transport tcp\n"
+      "  troupe serve models/demo --listen 0.0.0.0:7070 --certs certs\n"
       "  troupe serve models/demo --once \"Once upon a time\"");
   return {app, [flags] { return Run(*flags); }};
 }

@@ -13,10 +13,10 @@ namespace {
 
 // The start of every process's command line.
 std::vector<std::string> CommonArguments(const ServeOptions& options,
-                                         const std::string& binary,
+                                         const std::string& role,
                                          const std::string& name) {
   std::vector<std::string> arguments = {
-      absl::StrCat(options.binary_dir, "/", binary),
+      absl::StrCat(options.binary_dir, "/troupe-", role),
       options.model_dir,
       "--name",
       name,
@@ -25,6 +25,15 @@ std::vector<std::string> CommonArguments(const ServeOptions& options,
       "--log-level",
       options.log_level,
       "--die-with-parent"};
+  if (!options.certs_dir.empty()) {
+    const std::string files = absl::StrCat(options.certs_dir, "/", role);
+    for (const std::string& argument :
+         {std::string("--tls-cert"), files + ".pem", std::string("--tls-key"),
+          files + ".key", std::string("--tls-ca"),
+          options.certs_dir + "/ca.pem"}) {
+      arguments.push_back(argument);
+    }
+  }
   if (options.ops) {
     arguments.insert(arguments.end(), {"--ops-listen", "127.0.0.1:0"});
   }
@@ -85,8 +94,7 @@ absl::StatusOr<std::vector<ProcessSpec>> PlanProcesses(
                          ? absl::StrCat("expert-", i)
                          : absl::StrCat("expert-", i, ".", replica);
       ABSL_ASSIGN_OR_RETURN(process.address, new_address(process.name));
-      process.arguments =
-          CommonArguments(options, "troupe-expert", process.name);
+      process.arguments = CommonArguments(options, "expert", process.name);
       AddFlag(process.arguments, "--listen", process.address);
       AddFlag(process.arguments, "--experts", ranges[i]);
       AddUnlessZero(process.arguments, "--threads", options.threads);
@@ -103,7 +111,7 @@ absl::StatusOr<std::vector<ProcessSpec>> PlanProcesses(
     process.tier = ProcessTier::kRouter;
     process.name = absl::StrCat("router-", i);
     ABSL_ASSIGN_OR_RETURN(process.address, new_address(process.name));
-    process.arguments = CommonArguments(options, "troupe-router", process.name);
+    process.arguments = CommonArguments(options, "router", process.name);
     AddFlag(process.arguments, "--listen", process.address);
     if (!expert_addresses.empty()) {
       AddFlag(process.arguments, "--experts",
@@ -138,7 +146,7 @@ absl::StatusOr<std::vector<ProcessSpec>> PlanProcesses(
   gateway.tier = ProcessTier::kGateway;
   gateway.name = "gateway";
   gateway.address = absl::StrCat("unix:", options.run_dir, "/gateway.sock");
-  gateway.arguments = CommonArguments(options, "troupe-gateway", gateway.name);
+  gateway.arguments = CommonArguments(options, "gateway", gateway.name);
   AddFlag(gateway.arguments, "--routers", absl::StrJoin(router_addresses, ","));
   for (const std::string& listen : options.listen) {
     AddFlag(gateway.arguments, "--listen", listen);
@@ -146,6 +154,12 @@ absl::StatusOr<std::vector<ProcessSpec>> PlanProcesses(
   AddFlag(gateway.arguments, "--listen", gateway.address);
   for (const std::string& http : options.http) {
     if (http != "none") AddFlag(gateway.arguments, "--http-listen", http);
+  }
+  if (options.require_client_certs) {
+    gateway.arguments.push_back("--require-client-certs");
+  }
+  if (options.allow_plaintext) {
+    gateway.arguments.push_back("--allow-plaintext");
   }
   if (!options.model_name.empty()) {
     AddFlag(gateway.arguments, "--model-name", options.model_name);

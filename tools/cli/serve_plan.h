@@ -38,6 +38,11 @@ struct ServeOptions {
   std::string capacity_factor;
   std::string refuse;
   std::string fallback;
+  // A set of certificates (troupe certs); empty: plain text. Every process gets
+  // those of its role; unix sockets stay plain.
+  std::string certs_dir;
+  bool require_client_certs = false;
+  bool allow_plaintext = false;  // of the gateway
   // Each process says on a port of its own how it is (--ops-listen).
   bool ops = false;
   int drain_seconds = 30;

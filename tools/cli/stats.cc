@@ -12,9 +12,8 @@
 #include "absl/strings/str_split.h"
 #include "cluster/rollout.h"
 #include "google/protobuf/util/json_util.h"
-#include "tools/cli/api_key_flag.h"
+#include "tools/cli/client_flags.h"
 #include "tools/cli/command.h"
-#include "tools/cli/gateway_client.h"
 #include "tools/cli/generation_flags.h"
 #include "tools/cli/heat_map.h"
 #include "tools/cli/interrupts.h"
@@ -25,8 +24,7 @@ namespace troupe {
 namespace {
 
 struct Flags {
-  std::string address = kDefaultAddress;
-  std::string api_key;
+  ClientFlags gateway;
   bool watch = false;
   double interval_s = 1;
   bool json = false;
@@ -278,7 +276,7 @@ int Watch(GatewayClient& client, const Flags& flags) {
     const absl::StatusOr<v1::ClusterStats> stats = client.GetStats(true);
     if (!stats.ok()) {
       std::fprintf(stderr, "troupe: %s\n",
-                   Explain(stats.status(), flags.address).c_str());
+                   Explain(stats.status(), flags.gateway.address).c_str());
       return kExitFailed;
     }
     const std::vector<HeatMapRow> now = LayersOf(*stats);
@@ -299,12 +297,13 @@ int Watch(GatewayClient& client, const Flags& flags) {
 }
 
 int Run(const Flags& flags) {
-  GatewayClient client(flags.address, flags.api_key);
+  GatewayClient client(flags.gateway.address, flags.gateway.api_key,
+                       flags.gateway.to_gateway);
   if (flags.watch) return Watch(client, flags);
   const absl::StatusOr<v1::ClusterStats> stats = client.GetStats(true);
   if (!stats.ok()) {
     std::fprintf(stderr, "troupe: %s\n",
-                 Explain(stats.status(), flags.address).c_str());
+                 Explain(stats.status(), flags.gateway.address).c_str());
     return kExitFailed;
   }
   if (flags.json) return PrintJson(*stats);
@@ -321,10 +320,7 @@ Command AddStats(CLI::App& parent) {
   auto flags = std::make_shared<Flags>();
   CLI::App* app = parent.add_subcommand(
       "stats", "Show counters, peers and the load of every expert");
-  app->add_option("--address", flags->address, "Of the gateway")
-      ->envname("TROUPE_ADDRESS")
-      ->capture_default_str();
-  AddApiKeyFlag(*app, flags->api_key);
+  AddClientFlags(*app, flags->gateway);
   CLI::Option* watch = app->add_flag("-w,--watch", flags->watch,
                                      "Draw again and again until Ctrl-C");
   app->add_option("--interval", flags->interval_s, "Of --watch, in seconds")

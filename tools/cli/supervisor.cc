@@ -60,10 +60,14 @@ uint64_t ResidentBytes(pid_t pid) {
 
 // A child with its output. Not ready, ready, or waiting to be started again.
 struct Child {
-  explicit Child(ProcessSpec process_spec)
-      : spec(std::move(process_spec)), probe(spec.address) {}
+  Child(ProcessSpec process_spec,
+        std::shared_ptr<grpc::ChannelCredentials> probe_credentials)
+      : spec(std::move(process_spec)),
+        credentials(std::move(probe_credentials)),
+        probe(spec.address, credentials) {}
 
   ProcessSpec spec;
+  std::shared_ptr<grpc::ChannelCredentials> credentials;
   HealthProbe probe;
   pid_t pid = -1;      // -1: does not run
   int output_fd = -1;  // its standard output and error
@@ -133,7 +137,11 @@ struct Supervisor::State {
   State(std::vector<ProcessSpec> processes, SupervisorOptions given)
       : options(std::move(given)) {
     for (ProcessSpec& process : processes) {
-      children.emplace_back(std::move(process));
+      const auto credentials = options.credentials.find(process.tier);
+      children.emplace_back(std::move(process),
+                            credentials == options.credentials.end()
+                                ? nullptr
+                                : credentials->second);
     }
     sigset_t signals;
     sigemptyset(&signals);
@@ -355,7 +363,7 @@ void Supervisor::Supervise() {
           static_cast<double>(child.backoff.count()) / 1000));
       child.backoff = std::min(child.backoff * 2, kLongestBackoff);
       // The old connection's answers are not those of the new process.
-      child.probe = HealthProbe(child.spec.address);
+      child.probe = HealthProbe(child.spec.address, child.credentials);
     });
     for (Child& child : state.children) {
       if (child.pid > 0 || Now() < child.start_again) continue;

@@ -3,11 +3,13 @@
 #define TROUPE_TOOLS_CLI_SUPERVISOR_H_
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "grpcpp/security/credentials.h"
 
 namespace troupe {
 
@@ -23,6 +25,8 @@ struct ProcessSpec {
 };
 
 struct SupervisorOptions {
+  // To ask a process of that tier how it is; null: plain text.
+  std::map<ProcessTier, std::shared_ptr<grpc::ChannelCredentials>> credentials;
   // A process that did not end that long after SIGTERM is killed.
   int kill_after_seconds = 40;
   // Lines of this program and of the children, without newline; called from

@@ -144,6 +144,30 @@ TEST(RpcServerTest, ALeftOverSocketFileIsReplaced) {
   ASSERT_TRUE(server.ok()) << server.status();
 }
 
+TEST(RpcServerTest, PlainTextIsForThisMachineAloneUnlessAllowed) {
+  for (const char* address :
+       {"127.0.0.1:0", "127.8.9.1:0", "localhost:0", "[::1]:0"}) {
+    const auto server = Start({address});
+    // A machine may be without IPv6.
+    EXPECT_TRUE(server.ok() || absl::IsUnavailable(server.status())) << address;
+  }
+  for (const char* address :
+       {"0.0.0.0:0", "[::]:0", "10.0.0.1:0", "example.org:0",
+        "127.0.0.1.example.org:0", "localhost.:0", "ipv4:127.0.0.1:0",
+        "[::ffff:127.0.0.1]:0", "128.0.0.1:0"}) {
+    const auto server = Start({"127.0.0.1:0", address});
+    EXPECT_EQ(server.status().code(), absl::StatusCode::kFailedPrecondition)
+        << address;
+    EXPECT_THAT(std::string(server.status().message()),
+                HasSubstr(absl::StrCat("listen address ", address,
+                                       ": other machines reach it")));
+  }
+  RpcServerOptions options;
+  options.listen = {"0.0.0.0:0"};
+  options.allow_plaintext = true;
+  EXPECT_TRUE(RpcServer::Start(options, {}).ok());
+}
+
 TEST(RpcServerTest, AnAddressThatIsNoneIsNamed) {
   for (const char* address : {"foo", "127.0.0.1:99999", "127.0.0.1:", ":",
                               "127.0.0.1:-1", "127.0.0.1:http"}) {

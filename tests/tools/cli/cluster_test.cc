@@ -1,11 +1,6 @@
 // The `troupe` binary as people run it: real processes, a tiny checkpoint.
-#include <fcntl.h>
 #include <signal.h>
-#include <spawn.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <string>
@@ -18,8 +13,7 @@
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
 #include "tests/fakes/temp_dir.h"
-
-extern char** environ;
+#include "tests/fakes/troupe_run.h"
 
 namespace troupe {
 namespace {
@@ -28,73 +22,6 @@ using ::testing::HasSubstr;
 using ::testing::StartsWith;
 
 constexpr char kModel[] = TROUPE_SOURCE_DIR "/tests/goldens/mixtral_window";
-
-// One run of the binary. Its standard error is read line by line, its standard
-// output when it has ended. Killed when the test leaves it running.
-class Troupe {
- public:
-  explicit Troupe(std::vector<std::string> arguments) {
-    arguments.insert(arguments.begin(), TROUPE_BINARY_DIR "/troupe");
-    std::vector<char*> argv;
-    for (std::string& argument : arguments) argv.push_back(argument.data());
-    argv.push_back(nullptr);
-    int fds[2];
-    EXPECT_EQ(pipe2(fds, O_CLOEXEC), 0);
-    posix_spawn_file_actions_t actions;
-    posix_spawn_file_actions_init(&actions);
-    posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null",
-                                     O_RDONLY, 0);
-    posix_spawn_file_actions_addopen(&actions, STDOUT_FILENO,
-                                     dir_.File("out").c_str(),
-                                     O_CREAT | O_WRONLY | O_TRUNC, 0600);
-    posix_spawn_file_actions_adddup2(&actions, fds[1], STDERR_FILENO);
-    EXPECT_EQ(
-        posix_spawn(&pid_, argv[0], &actions, nullptr, argv.data(), environ),
-        0);
-    posix_spawn_file_actions_destroy(&actions);
-    close(fds[1]);
-    errors_ = fdopen(fds[0], "r");
-  }
-  ~Troupe() {
-    if (pid_ > 0) {
-      kill(pid_, SIGKILL);
-      waitpid(pid_, nullptr, 0);
-    }
-    fclose(errors_);
-  }
-
-  // The next line of standard error with that text; empty when it ended.
-  std::string AwaitLine(const std::string& part) {
-    char buffer[16384];
-    while (fgets(buffer, sizeof(buffer), errors_) != nullptr) {
-      seen_ += buffer;
-      if (absl::StrContains(buffer, part)) return buffer;
-    }
-    ADD_FAILURE() << "no line with \"" << part << "\" in:\n" << seen_;
-    return "";
-  }
-
-  void Signal(int number) { kill(pid_, number); }
-
-  // The exit status; -1 for a signal.
-  int Wait() {
-    char buffer[16384];
-    while (fgets(buffer, sizeof(buffer), errors_) != nullptr) seen_ += buffer;
-    int status = 0;
-    waitpid(pid_, &status, 0);
-    pid_ = -1;
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-  }
-
-  const std::string& errors() const { return seen_; }
-  std::string output() const { return ReadFile(dir_.File("out")); }
-
- private:
-  const TempDir dir_;
-  pid_t pid_ = -1;
-  FILE* errors_ = nullptr;
-  std::string seen_;
-};
 
 class ClusterTest : public testing::Test {
  protected:
@@ -105,11 +32,11 @@ class ClusterTest : public testing::Test {
   }
 
   // Starts a cluster on address_ and waits until it is ready.
-  std::unique_ptr<Troupe> Serve(std::vector<std::string> flags) {
+  std::unique_ptr<TroupeRun> Serve(std::vector<std::string> flags) {
     std::vector<std::string> arguments = {"serve",  kModel,   "--listen",
                                           address_, "--http", "none"};
     arguments.insert(arguments.end(), flags.begin(), flags.end());
-    auto cluster = std::make_unique<Troupe>(arguments);
+    auto cluster = std::make_unique<TroupeRun>(arguments);
     EXPECT_THAT(cluster->AwaitLine("ready: gateway on"), HasSubstr(address_));
     return cluster;
   }
@@ -119,14 +46,14 @@ class ClusterTest : public testing::Test {
         "serve",        kModel, "--listen", address_, "--once",        "Once",
         "--max-tokens", "24",   "--seed",   "7",      "--temperature", "0.8"};
     arguments.insert(arguments.end(), flags.begin(), flags.end());
-    Troupe once(arguments);
+    TroupeRun once(arguments);
     EXPECT_EQ(once.Wait(), 0) << once.errors();
     EXPECT_THAT(once.errors(), HasSubstr("seed 7"));
     return once.output();
   }
 
   // "troupe | expert-1 is ready after 0.1 s (pid 123, ...": of its first life.
-  static pid_t FirstPidOf(const std::string& process, Troupe& cluster) {
+  static pid_t FirstPidOf(const std::string& process, TroupeRun& cluster) {
     const size_t at = cluster.errors().find(process + " is ready after");
     CHECK(at != std::string::npos);
     return std::stoi(
@@ -161,12 +88,12 @@ TEST_F(ClusterTest, AKilledExpertComesBackAndTheClusterDrains) {
   const std::vector<std::string> generate = {
       "generate", "Once", "--address",    address_, "--seed",
       "3",        "-q",   "--max-tokens", "16"};
-  Troupe before(generate);
+  TroupeRun before(generate);
   EXPECT_EQ(before.Wait(), 0) << before.errors() << cluster->errors();
   ASSERT_EQ(kill(FirstPidOf("expert-1", *cluster), SIGKILL), 0);
   EXPECT_THAT(cluster->AwaitLine("expert-1 died"), HasSubstr("signal 9"));
   cluster->AwaitLine("expert-1 is ready again");
-  Troupe after(generate);
+  TroupeRun after(generate);
   EXPECT_EQ(after.Wait(), 0) << after.errors() << cluster->errors();
   EXPECT_EQ(after.output(), before.output());
   cluster->Signal(SIGTERM);
@@ -180,16 +107,16 @@ TEST_F(ClusterTest, ADeadRouterIsStartedAgain) {
   const std::vector<std::string> generate = {
       "generate", "Once", "--address",    address_, "--seed",
       "5",        "-q",   "--max-tokens", "16"};
-  Troupe before(generate);
+  TroupeRun before(generate);
   EXPECT_EQ(before.Wait(), 0) << before.errors() << cluster->errors();
   ASSERT_EQ(kill(FirstPidOf("router-0", *cluster), SIGKILL), 0);
   for (int i = 0; i < 4; ++i) {
-    Troupe meanwhile(generate);
+    TroupeRun meanwhile(generate);
     EXPECT_EQ(meanwhile.Wait(), 0) << meanwhile.errors();
     EXPECT_EQ(meanwhile.output(), before.output());
   }
   cluster->AwaitLine("router-0 is ready again");
-  Troupe stats({"stats", "--address", address_});
+  TroupeRun stats({"stats", "--address", address_});
   EXPECT_EQ(stats.Wait(), 0) << stats.errors();
   EXPECT_THAT(stats.output(), HasSubstr("router-1"));
   EXPECT_THAT(stats.output(), HasSubstr("streams moved"));
@@ -255,22 +182,22 @@ TEST_F(ClusterTest, AStoppedExpertIsNamedBeforeTheDeadline) {
   const auto cluster = Serve({"--experts", "2"});
   const pid_t pid = FirstPidOf("expert-1", *cluster);
   ASSERT_EQ(kill(pid, SIGSTOP), 0);
-  Troupe stalled({"generate", "Once", "--address", address_, "-q", "--timeout",
-                  "4", "--max-tokens", "16"});
+  TroupeRun stalled({"generate", "Once", "--address", address_, "-q",
+                     "--timeout", "4", "--max-tokens", "16"});
   EXPECT_EQ(stalled.Wait(), 1);
   ASSERT_EQ(kill(pid, SIGCONT), 0);
   EXPECT_THAT(stalled.errors(),
               testing::ContainsRegex("expert [4-6] of layer [0-9]"));
-  Troupe after(
+  TroupeRun after(
       {"generate", "Once", "--address", address_, "-q", "--max-tokens", "16"});
   EXPECT_EQ(after.Wait(), 0) << after.errors() << cluster->errors();
 }
 
 TEST_F(ClusterTest, StatsAndBenchOfARunningCluster) {
   const auto cluster = Serve({"--experts", "2"});
-  Troupe bench({"bench", "--address", address_, "--requests", "6",
-                "--concurrency", "3", "--prompt-tokens", "8", "--max-tokens",
-                "8", "--json"});
+  TroupeRun bench({"bench", "--address", address_, "--requests", "6",
+                   "--concurrency", "3", "--prompt-tokens", "8", "--max-tokens",
+                   "8", "--json"});
   EXPECT_EQ(bench.Wait(), 0) << bench.errors();
   const auto report = nlohmann::json::parse(bench.output());
   EXPECT_EQ(report["requests"], 6);
@@ -279,7 +206,7 @@ TEST_F(ClusterTest, StatsAndBenchOfARunningCluster) {
   EXPECT_EQ(report["prompt_tokens"], 48);
   EXPECT_GT(report["ttft_ms"]["p50"], 0);
 
-  Troupe stats({"stats", "--address", address_, "--json"});
+  TroupeRun stats({"stats", "--address", address_, "--json"});
   EXPECT_EQ(stats.Wait(), 0) << stats.errors();
   const auto json = nlohmann::json::parse(stats.output());
   EXPECT_EQ(json["gateway"]["requests_ok"], "7") << "one is the warm-up";
@@ -287,7 +214,7 @@ TEST_F(ClusterTest, StatsAndBenchOfARunningCluster) {
   EXPECT_EQ(json["experts"].size(), 2u);
   EXPECT_EQ(json["routers"][0]["copies_dropped"], "0");
 
-  Troupe text({"stats", "--address", address_});
+  TroupeRun text({"stats", "--address", address_});
   EXPECT_EQ(text.Wait(), 0);
   EXPECT_THAT(text.output(), HasSubstr("layer   0"));
   EXPECT_THAT(text.output(), HasSubstr("expert-1"));
@@ -303,17 +230,17 @@ TEST_F(ClusterTest, ExpertsArePlannedAndMoved) {
   const std::vector<std::string> generate = {
       "generate", "Once", "--address",    address_, "--seed",
       "3",        "-q",   "--max-tokens", "32"};
-  Troupe before(generate);
+  TroupeRun before(generate);
   ASSERT_EQ(before.Wait(), 0) << before.errors() << cluster->errors();
-  Troupe load({"bench", "--address", address_, "--requests", "8",
-               "--concurrency", "4", "--json"});
+  TroupeRun load({"bench", "--address", address_, "--requests", "8",
+                  "--concurrency", "4", "--json"});
   ASSERT_EQ(load.Wait(), 0) << load.errors();
 
   const auto run = [&](std::vector<std::string> arguments) {
     arguments.insert(arguments.begin(), "experts");
     arguments.insert(arguments.end(), {"--address", address_, "--min-gain",
                                        "0.5", "--spare", "100"});
-    auto command = std::make_unique<Troupe>(arguments);
+    auto command = std::make_unique<TroupeRun>(arguments);
     EXPECT_EQ(command->Wait(), 0) << command->errors() << cluster->errors();
     return command;
   };
@@ -324,12 +251,12 @@ TEST_F(ClusterTest, ExpertsArePlannedAndMoved) {
   EXPECT_THAT(run({"plan"})->output(), HasSubstr("phase 1"));
 
   // While it is under load.
-  Troupe busy({"bench", "--address", address_, "--requests", "24",
-               "--concurrency", "4", "--json"});
+  TroupeRun busy({"bench", "--address", address_, "--requests", "24",
+                  "--concurrency", "4", "--json"});
   EXPECT_THAT(run({"apply"})->errors(), HasSubstr("done: "));
   EXPECT_EQ(busy.Wait(), 0) << busy.errors();
   EXPECT_EQ(nlohmann::json::parse(busy.output())["failures"], 0);
-  Troupe moved(generate);
+  TroupeRun moved(generate);
   EXPECT_EQ(moved.Wait(), 0) << moved.errors() << cluster->errors();
   EXPECT_EQ(moved.output(), before.output());
 
@@ -346,17 +273,17 @@ TEST_F(ClusterTest, ExpertsArePlannedAndMoved) {
       EXPECT_GT(process["experts"], 0);
     }
   }
-  Troupe after(generate);
+  TroupeRun after(generate);
   EXPECT_EQ(after.Wait(), 0) << after.errors() << cluster->errors();
   EXPECT_EQ(after.output(), before.output());
 }
 
 TEST_F(ClusterTest, TheBalancerReportsToTheGateway) {
   const auto cluster = Serve({"--experts", "2"});
-  Troupe balancer({"experts", "balance", "--address", address_, "--every",
-                   "200ms", "--name", "tester"});
+  TroupeRun balancer({"experts", "balance", "--address", address_, "--every",
+                      "200ms", "--name", "tester"});
   EXPECT_THAT(balancer.AwaitLine("run 2: "), HasSubstr("too little load"));
-  Troupe stats({"stats", "--address", address_, "--json"});
+  TroupeRun stats({"stats", "--address", address_, "--json"});
   EXPECT_EQ(stats.Wait(), 0) << stats.errors();
   const auto json = nlohmann::json::parse(stats.output());
   EXPECT_EQ(json["balancer"]["report"]["name"], "tester");
@@ -374,7 +301,7 @@ TEST_F(ClusterTest, ABrokenCheckpointStartsNothing) {
   std::filesystem::resize_file(
       model + "/model.safetensors",
       std::filesystem::file_size(model + "/model.safetensors") / 2);
-  Troupe serve({"serve", model, "--listen", address_, "--http", "none"});
+  TroupeRun serve({"serve", model, "--listen", address_, "--http", "none"});
   EXPECT_EQ(serve.Wait(), 1);
   EXPECT_THAT(serve.errors(), HasSubstr("failed at start-up"));
   EXPECT_THAT(serve.errors(), HasSubstr("model.safetensors"));
@@ -383,20 +310,20 @@ TEST_F(ClusterTest, ABrokenCheckpointStartsNothing) {
 
 TEST_F(ClusterTest, AnAddressInUseStartsNothing) {
   const auto cluster = Serve({"--experts", "1"});
-  Troupe second({"serve", kModel, "--listen", address_, "--http", "none"});
+  TroupeRun second({"serve", kModel, "--listen", address_, "--http", "none"});
   EXPECT_EQ(second.Wait(), 1);
   EXPECT_THAT(second.errors(), HasSubstr("in use"));
   EXPECT_EQ(NumRunDirs(), 1u);
 }
 
 TEST_F(ClusterTest, WrongCommandLines) {
-  Troupe unknown({"sevre"});
+  TroupeRun unknown({"sevre"});
   EXPECT_EQ(unknown.Wait(), 2);
   EXPECT_THAT(unknown.errors(), HasSubstr("did you mean \"serve\"?"));
-  Troupe flag({"generate", "x", "--temperature", "-1"});
+  TroupeRun flag({"generate", "x", "--temperature", "-1"});
   EXPECT_EQ(flag.Wait(), 2);
   EXPECT_THAT(flag.errors(), HasSubstr("--temperature"));
-  Troupe nobody({"generate", "x", "--address", address_});
+  TroupeRun nobody({"generate", "x", "--address", address_});
   EXPECT_EQ(nobody.Wait(), 1);
   EXPECT_THAT(nobody.errors(), HasSubstr("troupe serve"));
 }
@@ -404,7 +331,7 @@ TEST_F(ClusterTest, WrongCommandLines) {
 TEST_F(ClusterTest, EveryCommandHasExamples) {
   for (const char* command : {"serve", "generate", "chat", "stats", "bench",
                               "inspect", "make-model"}) {
-    Troupe help({command, "--help"});
+    TroupeRun help({command, "--help"});
     EXPECT_EQ(help.Wait(), 0);
     EXPECT_THAT(help.output(), HasSubstr("Example"));
     EXPECT_THAT(help.output(), HasSubstr(absl::StrCat("troupe ", command)));

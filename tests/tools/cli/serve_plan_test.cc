@@ -64,6 +64,23 @@ TEST(PlanProcessesTest, TheDefaultCluster) {
   }
 }
 
+TEST(PlanProcessesTest, EveryProcessGetsTheCertificateOfItsRole) {
+  ServeOptions options = Options();
+  options.certs_dir = "/certs";
+  options.require_client_certs = true;
+  const auto plan = PlanProcesses(options, 8, UnixAddress);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(Value((*plan)[0], "--tls-cert"), "/certs/expert.pem");
+  EXPECT_EQ(Value((*plan)[0], "--tls-key"), "/certs/expert.key");
+  EXPECT_EQ(Value((*plan)[0], "--tls-ca"), "/certs/ca.pem");
+  EXPECT_EQ(Value((*plan)[4], "--tls-cert"), "/certs/router.pem");
+  EXPECT_EQ(Value(plan->back(), "--tls-key"), "/certs/gateway.key");
+  EXPECT_THAT(plan->back().arguments,
+              testing::Contains("--require-client-certs"));
+  EXPECT_THAT(plan->back().arguments,
+              testing::Not(testing::Contains("--allow-plaintext")));
+}
+
 TEST(PlanProcessesTest, ReplicasOwnTheSameExperts) {
   ServeOptions options = Options();
   options.num_expert_processes = 2;
