@@ -16,6 +16,7 @@
 #include "gateway/grpc_admission.h"
 #include "gateway/inference_service.h"
 #include "gateway/metrics_text.h"
+#include "gateway/openai/chat_prompt.h"
 #include "gateway/openai/http_front.h"
 #include "gateway/stats_call.h"
 #include "gateway/token_calls.h"
@@ -30,7 +31,8 @@ constexpr int kMaxReceiveBytes = 8 << 20;
 // Hands every call over to a function or an object of its own. Thread-safe.
 class GatewayService final : public v1::Gateway::CallbackService {
  public:
-  explicit GatewayService(GatewayContext& context) : context_(context) {}
+  explicit GatewayService(GatewayContext& context)
+      : context_(context), chat_(context.model) {}
 
  private:
   grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(
@@ -62,6 +64,10 @@ class GatewayService final : public v1::Gateway::CallbackService {
       const v1::TokenizeRequest* request,
       v1::TokenizeResponse* response) override {
     return Later(server_context, [this, request, response] {
+      if (request->messages_size() > 0) {
+        return TokenizeMessages(chat_, context_.model, context_.limits,
+                                *request, *response);
+      }
       return TokenizeText(context_.model, context_.limits, *request, *response);
     });
   }
@@ -125,6 +131,7 @@ class GatewayService final : public v1::Gateway::CallbackService {
   }
 
   GatewayContext& context_;
+  const ChatPrompt chat_;
 };
 
 // What grpc.health.v1 says: the routers' readiness until a drain begins.

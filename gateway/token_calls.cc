@@ -12,6 +12,15 @@ namespace {
 // Longest list that Detokenize takes.
 constexpr int kMaxDetokenizeIds = 1 << 20;
 
+void AddTokens(const Tokenizer& tokenizer,
+               const std::vector<uint32_t>& token_ids,
+               v1::TokenizeResponse& response) {
+  for (const uint32_t token_id : token_ids) {
+    response.add_token_ids(token_id);
+    response.add_tokens(TokenText(tokenizer, token_id));
+  }
+}
+
 }  // namespace
 
 absl::Status TokenizeText(const ServedModel& model, const RequestLimits& limits,
@@ -28,10 +37,27 @@ absl::Status TokenizeText(const ServedModel& model, const RequestLimits& limits,
       tokenizer.Encode(request.text(),
                        {.add_special_tokens = request.add_special_tokens(),
                         .parse_special = request.parse_special()}));
-  for (const int32_t token_id : token_ids) {
-    response.add_token_ids(static_cast<uint32_t>(token_id));
-    response.add_tokens(TokenText(tokenizer, static_cast<uint32_t>(token_id)));
+  AddTokens(tokenizer, {token_ids.begin(), token_ids.end()}, response);
+  return absl::OkStatus();
+}
+
+absl::Status TokenizeMessages(const ChatPrompt& chat, const ServedModel& model,
+                              const RequestLimits& limits,
+                              const v1::TokenizeRequest& request,
+                              v1::TokenizeResponse& response) {
+  if (!request.text().empty()) {
+    return absl::InvalidArgumentError(
+        "text: messages are given, too; one of them is allowed");
   }
+  OpenAiRequest conversation;
+  conversation.messages = nlohmann::json::array();
+  for (const v1::ChatMessage& message : request.messages()) {
+    conversation.messages.push_back(
+        {{"role", message.role()}, {"content", message.content()}});
+  }
+  ABSL_ASSIGN_OR_RETURN(const std::vector<uint32_t> token_ids,
+                        chat.Encode(conversation, limits));
+  AddTokens(*model.tokenizer, token_ids, response);
   return absl::OkStatus();
 }
 

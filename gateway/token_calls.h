@@ -4,14 +4,20 @@
 
 #include "absl/status/status.h"
 #include "gateway/gateway_context.h"
+#include "gateway/openai/chat_prompt.h"
 #include "protos/gateway.pb.h"
 
 namespace troupe {
 
 // Of Gateway.Tokenize and Gateway.Detokenize. InvalidArgument names the field.
+// TokenizeRequest is by text or by messages.
 absl::Status TokenizeText(const ServedModel& model, const RequestLimits& limits,
                           const v1::TokenizeRequest& request,
                           v1::TokenizeResponse& response);
+absl::Status TokenizeMessages(const ChatPrompt& chat, const ServedModel& model,
+                              const RequestLimits& limits,
+                              const v1::TokenizeRequest& request,
+                              v1::TokenizeResponse& response);
 absl::Status DetokenizeIds(const ServedModel& model,
                            const v1::DetokenizeRequest& request,
                            v1::DetokenizeResponse& response);

@@ -76,6 +76,15 @@ bool HttpConnections::ReserveBodyBytes(size_t num_bytes) {
   return false;
 }
 
+void HttpConnections::PostLate(std::function<void()> work) {
+  absl::MutexLock lock(&stop_mu_);
+  // Only now: it starts threads.
+  if (!late_strand_.has_value()) {
+    late_strand_ = boost::asio::make_strand(boost::asio::system_executor());
+  }
+  boost::asio::post(*late_strand_, std::move(work));
+}
+
 void HttpConnections::Stop() {
   absl::MutexLock lock(&stop_mu_);
   stopped_ = true;

@@ -6,12 +6,17 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
+#include <utility>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "boost/asio/io_context.hpp"
+#include "boost/asio/post.hpp"
+#include "boost/asio/strand.hpp"
+#include "boost/asio/system_executor.hpp"
 #include "common/http/http_message.h"
 #include "common/http/http_server.h"
 
@@ -74,17 +79,24 @@ class HttpConnections {
   bool ReserveBodyBytes(size_t num_bytes);
   void ReleaseBodyBytes(size_t num_bytes) { body_bytes_ -= num_bytes; }
 
-  // Calls `post` unless Stop has been called. When Stop returns the io_context
-  // gets no more work from outside.
-  template <typename Post>
-  bool PostUnlessStopped(const Post& post) {
-    absl::ReaderMutexLock lock(&stop_mu_);
-    if (!stopped_) post();
-    return !stopped_;
+  // Hands `work` over to the executor of a connection. After Stop, when the
+  // io_context has no threads and the connections are closed, to a thread of
+  // the process instead: a callback must never run inside the call that asked
+  // for it, whose caller may hold what the callback locks.
+  template <typename Executor, typename Work>
+  void Post(const Executor& executor, Work work) {
+    {
+      absl::ReaderMutexLock lock(&stop_mu_);
+      if (!stopped_) return boost::asio::post(executor, std::move(work));
+    }
+    PostLate(std::move(work));
   }
   void Stop();
 
  private:
+  using LateStrand = boost::asio::strand<boost::asio::system_executor>;
+  void PostLate(std::function<void()> work);
+
   const HttpServerOptions options_;
   const HttpServer::Handler handler_;
   const size_t max_refusing_;
@@ -92,6 +104,7 @@ class HttpConnections {
   std::atomic<size_t> body_bytes_{0};
   absl::Mutex stop_mu_;
   bool stopped_ ABSL_GUARDED_BY(stop_mu_) = false;
+  std::optional<LateStrand> late_strand_ ABSL_GUARDED_BY(stop_mu_);
   mutable absl::Mutex mu_;
   std::map<HttpConnection*, Admission> connections_ ABSL_GUARDED_BY(mu_);
   size_t num_refusing_ ABSL_GUARDED_BY(mu_) = 0;  // of connections_

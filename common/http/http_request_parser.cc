@@ -12,6 +12,11 @@
 #include "boost/beast/http/parser.hpp"
 #include "boost/beast/http/string_body.hpp"
 
+#ifdef __GNUC__
+// Of an empty boost::optional, with the sanitizers' code around it.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
 namespace troupe {
 namespace {
 

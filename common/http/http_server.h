@@ -56,8 +56,8 @@ struct HttpServerOptions {
 class HttpConnection;
 
 // One request and its response. Thread-safe; the callbacks run on the server's
-// threads, one at a time, and never inside a call, save after the server's
-// Shutdown, which does not wait for exchanges: then they run inside the call.
+// threads, one at a time, and never inside a call. An exchange may outlive its
+// server's Shutdown, which does not wait for it; then other threads call back.
 // When the last owner goes without a response the client gets 500; when it goes
 // within a stream the connection is cut, so that the client does not take what
 // it has for the whole.

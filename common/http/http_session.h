@@ -150,15 +150,9 @@ class HttpSession final
   // The caller owns a part of the session.
   template <typename Work>
   void OnStrand(Work work) {
-    // After Stop nobody runs what is posted; but the session is closed, and
-    // `work` finds only that.
-    if (!connections_->PostUnlessStopped([&] {
-          asio::post(stream_.get_executor(),
-                     [self = this->shared_from_this(),
-                      work = std::move(work)]() mutable { work(*self); });
-        })) {
-      work(*this);
-    }
+    connections_->Post(stream_.get_executor(),
+                       [self = this->shared_from_this(),
+                        work = std::move(work)]() mutable { work(*self); });
   }
   // The caller does not: the session may be going.
   void OnStrandIfAlive(void (HttpSession::*work)()) {

@@ -122,76 +122,102 @@ absl::StatusOr<Value> HasCase(Runtime& runtime, const Value& self,
   return Value::Bool(kPredicate(self.text()));
 }
 
-absl::StatusOr<Value> ListOfTexts(Runtime& runtime,
-                                  const std::vector<absl::string_view>& parts) {
-  std::vector<Value> items;
-  for (const absl::string_view part : parts) {
-    ABSL_ASSIGN_OR_RETURN(const Value item, NewText(runtime, part));
-    items.push_back(item);
+// Texts that a list is made of, each on the heap at once, so that no text has
+// more parts than there is room.
+class TextList {
+ public:
+  explicit TextList(Runtime& runtime) : runtime_(runtime) {}
+
+  absl::Status Add(absl::string_view text) {
+    ABSL_ASSIGN_OR_RETURN(const Value item, NewText(runtime_, text));
+    items_.push_back(item);
+    return absl::OkStatus();
   }
-  return runtime.heap.NewList(std::move(items));
+  int64_t size() const { return static_cast<int64_t>(items_.size()); }
+  void Reverse() { std::reverse(items_.begin(), items_.end()); }
+  absl::StatusOr<Value> Take(Sequence::Shape shape = Sequence::Shape::kList) {
+    return runtime_.heap.NewSequence(shape, std::move(items_));
+  }
+
+ private:
+  Runtime& runtime_;
+  std::vector<Value> items_;
+};
+
+// Takes the word at the start, or at the end, off a text that begins, or ends,
+// with one.
+absl::string_view TakeWord(absl::string_view* text, bool from_end) {
+  const absl::string_view all = *text;
+  size_t size = 0;
+  while (size < all.size()) {
+    absl::string_view c;
+    if (from_end) {
+      size_t at = all.size() - size - 1;
+      while (at > 0 && (static_cast<unsigned char>(all[at]) & 0xC0) == 0x80) {
+        --at;
+      }
+      c = all.substr(at, all.size() - size - at);
+    } else {
+      c = FirstChar(all.substr(size));
+    }
+    const size_t num_bytes = c.size();
+    if (IsSpace(TakeChar(&c))) break;
+    size += num_bytes;
+  }
+  if (from_end) {
+    text->remove_suffix(size);
+    return all.substr(all.size() - size);
+  }
+  text->remove_prefix(size);
+  return all.substr(0, size);
 }
 
 // str.split() without a separator: words between white space.
-std::vector<absl::string_view> SplitWords(absl::string_view text,
-                                          int64_t max_splits, bool from_end) {
-  std::vector<absl::string_view> words;
-  text = Strip(text, from_end ? Side::kRight : Side::kLeft);
-  while (!text.empty()) {
-    if (max_splits >= 0 && static_cast<int64_t>(words.size()) == max_splits) {
-      words.push_back(text);
+absl::StatusOr<Value> SplitWords(Runtime& runtime, absl::string_view text,
+                                 int64_t max_splits, bool from_end) {
+  const Side outer = from_end ? Side::kRight : Side::kLeft;
+  TextList words(runtime);
+  for (text = Strip(text, outer); !text.empty(); text = Strip(text, outer)) {
+    if (max_splits >= 0 && words.size() == max_splits) {
+      ABSL_RETURN_IF_ERROR(words.Add(text));
       break;
     }
-    if (from_end) {
-      // Back to the start of the last word.
-      size_t start = text.size();
-      while (start > 0) {
-        size_t at = start - 1;
-        while (at > 0 && (static_cast<unsigned char>(text[at]) & 0xC0) == 0x80)
-          --at;
-        absl::string_view c = text.substr(at, start - at);
-        if (IsSpace(TakeChar(&c))) break;
-        start = at;
-      }
-      words.push_back(text.substr(start));
-      text = Strip(text.substr(0, start), Side::kRight);
-    } else {
-      absl::string_view rest = text;
-      size_t end = 0;
-      while (!rest.empty() && !IsSpace(TakeChar(&rest))) {
-        end = text.size() - rest.size();
-      }
-      words.push_back(text.substr(0, end));
-      text = Strip(text.substr(end), Side::kLeft);
-    }
+    ABSL_RETURN_IF_ERROR(words.Add(TakeWord(&text, from_end)));
   }
-  if (from_end) std::reverse(words.begin(), words.end());
-  return words;
+  if (from_end) words.Reverse();
+  return words.Take();
 }
 
-std::vector<absl::string_view> SplitAt(absl::string_view text,
-                                       absl::string_view separator,
-                                       int64_t max_splits, bool from_end) {
-  std::vector<size_t> places;
-  const std::string reversed = from_end ? Reversed(text) : "";
-  const std::string reversed_separator = from_end ? Reversed(separator) : "";
-  const absl::string_view searched = from_end ? reversed : text;
-  const absl::string_view part = from_end ? reversed_separator : separator;
-  for (size_t at = Find(searched, part);
-       at != kNpos &&
-       (max_splits < 0 || static_cast<int64_t>(places.size()) < max_splits);
-       at = Find(searched, part, at + part.size())) {
-    places.push_back(from_end ? text.size() - at - part.size() : at);
+absl::StatusOr<Value> SplitForward(Runtime& runtime, absl::string_view text,
+                                   absl::string_view separator,
+                                   int64_t max_splits) {
+  TextList parts(runtime);
+  while (max_splits < 0 || parts.size() < max_splits) {
+    const size_t at = Find(text, separator);
+    if (at == kNpos) break;
+    ABSL_RETURN_IF_ERROR(parts.Add(text.substr(0, at)));
+    text.remove_prefix(at + separator.size());
   }
-  if (from_end) std::reverse(places.begin(), places.end());
-  std::vector<absl::string_view> parts;
-  size_t start = 0;
-  for (const size_t at : places) {
-    parts.push_back(text.substr(start, at - start));
-    start = at + separator.size();
+  ABSL_RETURN_IF_ERROR(parts.Add(text));
+  return parts.Take();
+}
+
+absl::StatusOr<Value> SplitBackward(Runtime& runtime, absl::string_view text,
+                                    absl::string_view separator,
+                                    int64_t max_splits) {
+  const std::string reversed = Reversed(text);
+  const std::string reversed_separator = Reversed(separator);
+  TextList parts(runtime);
+  size_t passed = 0;  // bytes from the end
+  while (max_splits < 0 || parts.size() < max_splits) {
+    const size_t at = Find(reversed, reversed_separator, passed);
+    if (at == kNpos) break;
+    ABSL_RETURN_IF_ERROR(parts.Add(text.substr(text.size() - at, at - passed)));
+    passed = at + separator.size();
   }
-  parts.push_back(text.substr(start));
-  return parts;
+  ABSL_RETURN_IF_ERROR(parts.Add(text.substr(0, text.size() - passed)));
+  parts.Reverse();
+  return parts.Take();
 }
 
 template <bool kFromEnd>
@@ -203,19 +229,23 @@ absl::StatusOr<Value> Split(Runtime& runtime, const Value& self,
   }
   ABSL_RETURN_IF_ERROR(runtime.heap.SpendBytes(2 * self.text().size()));
   if (args.Get(0) == nullptr || args[0].Is(Kind::kNone)) {
-    return ListOfTexts(runtime, SplitWords(self.text(), max_splits, kFromEnd));
+    return SplitWords(runtime, self.text(), max_splits, kFromEnd);
   }
   ABSL_ASSIGN_OR_RETURN(const absl::string_view separator,
                         TextOf(args[0], "a separator"));
   if (separator.empty()) return TypeError("an empty separator");
-  return ListOfTexts(runtime,
-                     SplitAt(self.text(), separator, max_splits, kFromEnd));
+  return kFromEnd ? SplitBackward(runtime, self.text(), separator, max_splits)
+                  : SplitForward(runtime, self.text(), separator, max_splits);
 }
 
 absl::StatusOr<Value> SplitIntoLines(Runtime& runtime, const Value& self,
                                      const Args&) {
   ABSL_RETURN_IF_ERROR(runtime.heap.SpendBytes(self.text().size()));
-  return ListOfTexts(runtime, SplitLines(self.text()));
+  TextList lines(runtime);
+  for (absl::string_view rest = self.text(); !rest.empty();) {
+    ABSL_RETURN_IF_ERROR(lines.Add(TakeLine(&rest)));
+  }
+  return lines.Take();
 }
 
 template <bool kFromEnd>
@@ -226,17 +256,21 @@ absl::StatusOr<Value> Partition(Runtime& runtime, const Value& self,
   if (separator.empty()) return TypeError("an empty separator");
   ABSL_RETURN_IF_ERROR(runtime.heap.SpendBytes(2 * self.text().size()));
   const absl::string_view text = self.text();
-  std::vector<absl::string_view> parts =
-      kFromEnd ? std::vector<absl::string_view>{"", "", text}
-               : std::vector<absl::string_view>{text, "", ""};
+  absl::string_view before = kFromEnd ? "" : text;
+  absl::string_view found = "";
+  absl::string_view after = kFromEnd ? text : "";
   const size_t at =
       kFromEnd ? FindLast(text, separator) : Find(text, separator);
   if (at != kNpos) {
-    parts = {text.substr(0, at), separator, text.substr(at + separator.size())};
+    before = text.substr(0, at);
+    found = separator;
+    after = text.substr(at + separator.size());
   }
-  ABSL_ASSIGN_OR_RETURN(const Value list, ListOfTexts(runtime, parts));
-  return runtime.heap.NewSequence(Sequence::Shape::kTuple,
-                                  list.sequence().items);
+  TextList parts(runtime);
+  ABSL_RETURN_IF_ERROR(parts.Add(before));
+  ABSL_RETURN_IF_ERROR(parts.Add(found));
+  ABSL_RETURN_IF_ERROR(parts.Add(after));
+  return parts.Take(Sequence::Shape::kTuple);
 }
 
 absl::StatusOr<Value> RemovePrefix(Runtime& runtime, const Value& self,

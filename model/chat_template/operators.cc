@@ -337,7 +337,6 @@ absl::StatusOr<Value> SliceText(Heap& heap, const Value& value,
   const absl::string_view text = value.text();
   if (range.count == 0) return heap.NewText("");
   ABSL_RETURN_IF_ERROR(heap.SpendBytes(text.size()));
-  // Where each character begins; texts of one byte a character need none.
   const bool is_ascii =
       value.text_object().num_chars == static_cast<int64_t>(text.size());
   if (range.step == 1) {
@@ -350,16 +349,25 @@ absl::StatusOr<Value> SliceText(Heap& heap, const Value& value,
     for (int64_t i = 0; i < range.count; ++i) TakeChar(&tail);
     return heap.NewText(std::string(rest.substr(0, rest.size() - tail.size())));
   }
-  ABSL_RETURN_IF_ERROR(heap.Spend(value.text_object().num_chars / 16));
+  std::string out;
+  if (is_ascii) {
+    for (int64_t i = 0; i < range.count; ++i) {
+      out += text[range.start + i * range.step];
+    }
+    return heap.NewText(std::move(out));
+  }
+  const size_t num_bytes =
+      value.text_object().num_chars * sizeof(absl::string_view);
+  ABSL_RETURN_IF_ERROR(heap.Allocate(num_bytes));
   std::vector<absl::string_view> chars;
   for (absl::string_view rest = text; !rest.empty(); TakeChar(&rest)) {
     chars.push_back(FirstChar(rest));
   }
-  std::string out;
   for (int64_t i = 0; i < range.count; ++i) {
     const absl::string_view c = chars[range.start + i * range.step];
     out.append(c.data(), c.size());
   }
+  heap.Free(num_bytes);
   return heap.NewText(std::move(out));
 }
 

@@ -242,12 +242,14 @@ class JsonPrinter {
       out_->Append("{}");
       return absl::OkStatus();
     }
-    auto items = map.items;
+    std::vector<std::pair<Value, Value>> sorted;
     if (style_.sort_keys) {
-      std::sort(items.begin(), items.end(), [](const auto& a, const auto& b) {
-        return a.first.text() < b.first.text();
+      sorted = map.items;
+      std::sort(sorted.begin(), sorted.end(), [](const auto& x, const auto& y) {
+        return x.first.text() < y.first.text();
       });
     }
+    const auto& items = style_.sort_keys ? sorted : map.items;
     out_->Append("{");
     bool is_first = true;
     for (const auto& [key, item] : items) {
@@ -298,7 +300,8 @@ void Writer::AppendRepeated(absl::string_view text, int64_t times) {
 absl::StatusOr<std::string> Writer::Take() {
   ABSL_RETURN_IF_ERROR(status_);
   ABSL_RETURN_IF_ERROR(heap_.SpendBytes(text_.size()));
-  return std::move(text_);
+  heap_.Free(text_.size());
+  return std::exchange(text_, std::string());
 }
 
 absl::StatusOr<Value> Writer::TakeValue() {

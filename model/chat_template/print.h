@@ -17,6 +17,9 @@ class Writer {
  public:
   explicit Writer(Heap& heap, size_t max_bytes = kMaxHeapBytes)
       : heap_(heap), max_bytes_(max_bytes) {}
+  Writer(const Writer&) = delete;
+  Writer& operator=(const Writer&) = delete;
+  ~Writer() { heap_.Free(text_.size()); }
 
   void Append(absl::string_view text);
   void AppendRepeated(absl::string_view text, int64_t times);

@@ -240,20 +240,18 @@ size_t Find(absl::string_view text, absl::string_view part, size_t from) {
   return static_cast<size_t>(static_cast<const char*>(found) - text.data());
 }
 
-std::vector<absl::string_view> SplitLines(absl::string_view text) {
-  std::vector<absl::string_view> lines;
-  absl::string_view rest = text;
-  size_t start = 0;
-  while (!rest.empty()) {
-    const size_t at = text.size() - rest.size();
-    const char32_t c = TakeChar(&rest);
+absl::string_view TakeLine(absl::string_view* text) {
+  const absl::string_view all = *text;
+  while (!text->empty()) {
+    const size_t length = all.size() - text->size();
+    const char32_t c = TakeChar(text);
     if (!IsLineEnd(c)) continue;
-    lines.push_back(text.substr(start, at - start));
-    if (c == '\r' && !rest.empty() && rest[0] == '\n') rest.remove_prefix(1);
-    start = text.size() - rest.size();
+    if (c == '\r' && !text->empty() && (*text)[0] == '\n') {
+      text->remove_prefix(1);
+    }
+    return all.substr(0, length);
   }
-  if (start < text.size()) lines.push_back(text.substr(start));
-  return lines;
+  return all;
 }
 
 }  // namespace troupe::jinja

@@ -6,7 +6,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
-#include <vector>
 
 #include "absl/strings/string_view.h"
 
@@ -48,8 +47,9 @@ bool AllAre(absl::string_view text, CharClass char_class);
 // Byte offset of the first match at or after `from`, or npos. Linear.
 size_t Find(absl::string_view text, absl::string_view part, size_t from = 0);
 
-// str.splitlines.
-std::vector<absl::string_view> SplitLines(absl::string_view text);
+// Takes the first line and its end off `text`, which must not be empty: the
+// lines of str.splitlines, one by one.
+absl::string_view TakeLine(absl::string_view* text);
 
 }  // namespace troupe::jinja
 

@@ -71,7 +71,8 @@ absl::StatusOr<Value> Indent(Runtime& runtime, const Value& value,
   ABSL_RETURN_IF_ERROR(runtime.heap.SpendBytes(ended.size()));
   Writer out(runtime.heap);
   bool is_first = true;
-  for (const absl::string_view line : SplitLines(ended)) {
+  for (absl::string_view rest = ended; !rest.empty();) {
+    const absl::string_view line = TakeLine(&rest);
     ABSL_RETURN_IF_ERROR(runtime.heap.Spend(1));
     const bool starts = std::exchange(is_first, false);
     if (!starts) out.Append("\n");

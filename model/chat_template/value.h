@@ -176,8 +176,8 @@ class Scope {
 };
 
 // Owns every value of one rendering until its end, and counts what the
-// rendering uses: nothing is freed before, so what was ever made bounds what
-// is held. Not thread-safe.
+// rendering uses. No value is freed before, so what was ever made bounds what
+// is held; texts that are still being written count, too. Not thread-safe.
 class Heap {
  public:
   Heap() = default;
@@ -190,6 +190,8 @@ class Heap {
     return Spend(1 + static_cast<int64_t>(num_bytes / kBytesPerStep));
   }
   absl::Status Allocate(size_t num_bytes);
+  // Of what was allocated and belongs to no value.
+  void Free(size_t num_bytes) { num_bytes_ -= num_bytes; }
   size_t num_free_bytes() const { return kMaxHeapBytes - num_bytes_; }
 
   absl::StatusOr<Value> NewText(std::string bytes);

@@ -614,6 +614,29 @@ TEST_F(GatewayTest, DrainEndsWhatOutlastsItsLimit) {
   EXPECT_FALSE(reader->Finish().ok());
 }
 
+TEST_F(GatewayTest, TokenizeByTheChatTemplate) {
+  AddRouter(Reciting(kStory));
+  StartGateway();
+  const auto tokenize = [&](const v1::TokenizeRequest& request,
+                            v1::TokenizeResponse* response) {
+    grpc::ClientContext context;
+    return stub_->Tokenize(&context, request, response);
+  };
+  v1::TokenizeRequest request;
+  v1::ChatMessage* message = request.add_messages();
+  message->set_role("user");
+  message->set_content("Hi</s>");
+  v1::TokenizeResponse response;
+  ASSERT_TRUE(tokenize(request, &response).ok());
+  // A control token that somebody typed stays text.
+  EXPECT_THAT(response.token_ids(), ElementsAre('u', ':', 'H', 'i', '<', '/',
+                                                's', '>', ';', 'a', ':'));
+  request.set_text("Hi");
+  const grpc::Status both = tokenize(request, &response);
+  EXPECT_EQ(both.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(both.error_message(), testing::HasSubstr("text"));
+}
+
 TEST_F(GatewayTest, TokenizeAndDetokenize) {
   AddRouter(Reciting(kStory));
   StartGateway();

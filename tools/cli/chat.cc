@@ -25,46 +25,23 @@ struct Flags {
   GenerationFlags generation;
 };
 
-// Each segment on its own: only those of the format may be control tokens.
+// Up to where the assistant's next words begin. The gateway knows how the
+// checkpoint writes turns, and that what people type is no control token.
 absl::StatusOr<std::vector<uint32_t>> EncodeChat(
-    GatewayClient& client, const std::vector<ChatSegment>& segments) {
-  // The beginning-of-text token alone, if the model has one.
-  ABSL_ASSIGN_OR_RETURN(std::vector<uint32_t> token_ids,
-                        client.Tokenize("", true, false));
-  for (const ChatSegment& segment : segments) {
-    ABSL_ASSIGN_OR_RETURN(
-        const std::vector<uint32_t> part,
-        client.Tokenize(segment.text, false, segment.is_control));
-    token_ids.insert(token_ids.end(), part.begin(), part.end());
-  }
-  return token_ids;
+    GatewayClient& client, bool has_template,
+    const std::vector<v1::ChatMessage>& messages) {
+  if (has_template) return client.TokenizeChat(messages);
+  return client.Tokenize(PlainChat(messages), /*add_special_tokens=*/true,
+                         /*parse_special=*/false);
 }
 
-// The ids of the texts that end a turn, where they are single tokens.
-absl::StatusOr<std::vector<uint32_t>> StopTokens(GatewayClient& client,
-                                                 ChatFormat format) {
-  std::vector<uint32_t> token_ids;
-  for (const std::string& stop : ChatStops(format)) {
-    ABSL_ASSIGN_OR_RETURN(const std::vector<uint32_t> part,
-                          client.Tokenize(stop, false, true));
-    if (part.size() == 1) token_ids.push_back(part[0]);
-  }
-  return token_ids;
-}
-
-void Introduce(const v1::ModelInfo& model, ChatFormat format) {
-  std::fprintf(stderr, "%s (%s), context %u tokens, chat format: %s\n",
-               model.name().c_str(), model.family().c_str(),
-               model.max_context(), Name(format));
-  if (format == ChatFormat::kPlain) {
+void Introduce(const v1::ModelInfo& model) {
+  std::fprintf(stderr, "%s (%s), context %u tokens\n", model.name().c_str(),
+               model.family().c_str(), model.max_context());
+  if (model.chat_template().empty()) {
     std::fprintf(stderr,
                  "The model has no chat template: it continues the text of "
                  "the conversation.\n");
-  } else if (format == ChatFormat::kUnknown) {
-    std::fprintf(stderr,
-                 "The model's chat template is none of those known here "
-                 "(ChatML, Llama 3, Mistral):\nthe text of the conversation "
-                 "simply continues.\n");
   }
   std::fprintf(stderr,
                "/reset forgets the conversation, /quit or Ctrl-D ends. Ctrl-C "
@@ -73,31 +50,27 @@ void Introduce(const v1::ModelInfo& model, ChatFormat format) {
 
 // One answer, appended to the conversation.
 absl::Status Answer(GatewayClient& client, const Flags& flags,
-                    ChatFormat format, const std::vector<uint32_t>& stops,
-                    std::vector<ChatMessage>& messages) {
+                    bool has_template, std::vector<v1::ChatMessage>& messages) {
   ABSL_ASSIGN_OR_RETURN(const std::vector<uint32_t> prompt,
-                        EncodeChat(client, FormatChat(format, messages)));
+                        EncodeChat(client, has_template, messages));
   ABSL_ASSIGN_OR_RETURN(v1::GenerateRequest request,
                         MakeRequest(client, flags.generation));
   request.mutable_tokens()->mutable_token_ids()->Add(prompt.begin(),
                                                      prompt.end());
-  request.mutable_stop_token_ids()->Add(stops.begin(), stops.end());
   v1::Usage usage;
   std::string text;
   const absl::Status status =
       StreamToStdout(client, request, flags.generation, &usage, &text);
-  if (!text.empty()) {
-    messages.push_back({ChatMessage::Role::kAssistant, text});
-  }
+  if (!text.empty()) messages.push_back(NewMessage("assistant", text));
   if (status.ok()) {
     std::fprintf(stderr, "[%s]\n", DescribeUsage(usage).c_str());
   }
   return status;
 }
 
-std::vector<ChatMessage> FreshConversation(const Flags& flags) {
+std::vector<v1::ChatMessage> FreshConversation(const Flags& flags) {
   if (flags.system.empty()) return {};
-  return {{ChatMessage::Role::kSystem, flags.system}};
+  return {NewMessage("system", flags.system)};
 }
 
 int Run(const Flags& flags) {
@@ -114,17 +87,10 @@ int Run(const Flags& flags) {
                  Explain(model.status(), flags.gateway.address).c_str());
     return kExitFailed;
   }
-  const ChatFormat format = DetectChatFormat(model->chat_template());
-  const absl::StatusOr<std::vector<uint32_t>> stops =
-      StopTokens(client, format);
-  if (!stops.ok()) {
-    std::fprintf(stderr, "troupe: %s\n",
-                 Explain(stops.status(), flags.gateway.address).c_str());
-    return kExitFailed;
-  }
+  const bool has_template = !model->chat_template().empty();
   const bool terminal = IsTerminal(STDIN_FILENO);
-  if (terminal) Introduce(*model, format);
-  std::vector<ChatMessage> messages = FreshConversation(flags);
+  if (terminal) Introduce(*model);
+  std::vector<v1::ChatMessage> messages = FreshConversation(flags);
   std::string line;
   while (true) {
     if (terminal) std::fputs("> ", stderr);
@@ -135,9 +101,9 @@ int Run(const Flags& flags) {
     }
     if (line.empty()) continue;
     const size_t size_before = messages.size();
-    messages.push_back({ChatMessage::Role::kUser, line});
+    messages.push_back(NewMessage("user", line));
     answering = true;
-    const absl::Status status = Answer(client, flags, format, *stops, messages);
+    const absl::Status status = Answer(client, flags, has_template, messages);
     answering = false;
     if (interrupts.interrupted()) {
       interrupts.Reset();
@@ -160,9 +126,9 @@ Command AddChat(CLI::App& parent) {
   app->add_option("--system", flags->system, "System message");
   AddGenerationFlags(*app, flags->generation);
   app->footer(
-      "The checkpoint's chat template decides how turns are written if it is\n"
-      "ChatML, Llama 3 or Mistral. A model without one (a base model, such as\n"
-      "the demo) continues the text: type the beginning of a story.\n"
+      "The checkpoint's chat template decides how turns are written. A model\n"
+      "without one (a base model, such as the demo) continues the text: type\n"
+      "the beginning of a story.\n"
       "Examples:\n"
       "  troupe chat\n"
       "  troupe chat --system \"Answer in one sentence.\" --temperature 0.7");

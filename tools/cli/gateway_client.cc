@@ -93,13 +93,25 @@ absl::Status GatewayClient::ReportBalance(const v1::BalanceReport& report) {
 
 absl::StatusOr<std::vector<uint32_t>> GatewayClient::Tokenize(
     const std::string& text, bool add_special_tokens, bool parse_special) {
-  grpc::ClientContext context;
-  SetTimeout(context, kUnaryTimeout);
-  SetApiKey(context, state_->api_key);
   v1::TokenizeRequest request;
   request.set_text(text);
   request.set_add_special_tokens(add_special_tokens);
   request.set_parse_special(parse_special);
+  return TokenIds(request);
+}
+
+absl::StatusOr<std::vector<uint32_t>> GatewayClient::TokenizeChat(
+    const std::vector<v1::ChatMessage>& messages) {
+  v1::TokenizeRequest request;
+  request.mutable_messages()->Add(messages.begin(), messages.end());
+  return TokenIds(request);
+}
+
+absl::StatusOr<std::vector<uint32_t>> GatewayClient::TokenIds(
+    const v1::TokenizeRequest& request) {
+  grpc::ClientContext context;
+  SetTimeout(context, kUnaryTimeout);
+  SetApiKey(context, state_->api_key);
   v1::TokenizeResponse response;
   const grpc::Status status =
       state_->stub->Tokenize(&context, request, &response);

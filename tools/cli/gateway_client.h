@@ -34,6 +34,9 @@ class GatewayClient {
   absl::StatusOr<std::vector<uint32_t>> Tokenize(const std::string& text,
                                                  bool add_special_tokens,
                                                  bool parse_special);
+  // By the model's chat template.
+  absl::StatusOr<std::vector<uint32_t>> TokenizeChat(
+      const std::vector<v1::ChatMessage>& messages);
 
   // Calls `on_response` for every response, in this thread. timeout_ms 0: no
   // deadline. Cancelled after CancelAll.
@@ -45,6 +48,9 @@ class GatewayClient {
   void CancelAll();
 
  private:
+  absl::StatusOr<std::vector<uint32_t>> TokenIds(
+      const v1::TokenizeRequest& request);
+
   struct State;
   std::unique_ptr<State> state_;
 };

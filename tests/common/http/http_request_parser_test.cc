@@ -323,8 +323,8 @@ TEST(HttpRequestParserTest, EndlessInputsStayBounded) {
   }
 }
 
-// Mutations of good requests: nothing crashes, and what comes out does not
-// depend on the split. (tests/fuzz has the same check under libFuzzer.)
+// Mutations of good and bad requests: nothing crashes, and what comes out does
+// not depend on the split.
 TEST(HttpRequestParserTest, MutationsGiveTheSameHoweverSplit) {
   std::vector<std::string> seeds = {
       "GET /a?b HTTP/1.1\r\nHost: h\r\nAccept: */*\r\n\r\n",

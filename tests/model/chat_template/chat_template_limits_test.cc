@@ -133,6 +133,13 @@ TEST(ChatTemplateLimitsTest, Memory) {
       "{{ ('\\n' * 100000) | indent(100000, blank=true) | length }}",
       "{{ ('\\n' * 100000) | indent(9000000000000) | length }}",
       "{{ [1, 2] | tojson(indent=9000000000000) }}",
+      "{{ ('\\n' * 20000000).splitlines() | length }}",
+      "{{ ('a ' * 20000000).split() | length }}",
+      "{{ ('a ' * 20000000).rsplit() | length }}",
+      "{{ ('a,' * 20000000).split(',') | length }}",
+      "{{ ('a,' * 20000000).rsplit(',') | length }}",
+      "{{ ('é' * 10000000)[::-1] | length }}",
+      "{% for c in 'a' * 20000000 %}{% endfor %}",
       "{{ [1, 2] | tojson(indent='a' * 30000000) | length }}",
       "{{ '{0}{0}{0}{0}{0}{0}{0}{0}'.format('a' * 30000000) | length }}",
       "{% set ns = namespace(x=[1]) %}{% for i in range(64) %}"
@@ -201,6 +208,21 @@ TEST(ChatTemplateLimitsTest, Range) {
   EXPECT_EQ(ErrorOf("{{ range(9223372036854775800, 9223372036854775807, 5)"
                     " | length }}"),
             "none");
+}
+
+TEST(ChatTemplateLimitsTest, ALongConversationFits) {
+  // As templates of the families write it: 4 MiB in one message, or in 4096.
+  const std::string source =
+      "{% for m in x %}{{ '<|im_start|>' + m.role + '\\n' + m.content | trim "
+      "+ '<|im_end|>' + '\\n' }}{% endfor %}";
+  const Json one =
+      Json::array({{{"role", "user"}, {"content", std::string(4 << 20, 'a')}}});
+  Json many = Json::array();
+  for (int i = 0; i < 4096; ++i) {
+    many.push_back({{"role", "user"}, {"content", std::string(1 << 10, 'a')}});
+  }
+  EXPECT_EQ(ErrorOf(source, {{"x", one}}), "none");
+  EXPECT_EQ(ErrorOf(source, {{"x", many}}), "none");
 }
 
 // Searches whose cost is the product of two sizes in a simple implementation.
