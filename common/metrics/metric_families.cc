@@ -1,6 +1,7 @@
 #include "common/metrics/metric_families.h"
 
 #include <limits>
+#include <map>
 
 #include "prometheus/text_serializer.h"
 
@@ -13,6 +14,26 @@ prometheus::ClientMetric Labelled(const MetricLabels& labels) {
   for (const auto& [name, value] : labels)
     metric.label.push_back({name, value});
   return metric;
+}
+
+// A scraper refuses a text in which two samples have the same labels, as a peer
+// that left and came back under its old address would: their sum it is.
+prometheus::MetricFamily WithoutTwins(const prometheus::MetricFamily& family) {
+  prometheus::MetricFamily result = family;
+  result.metric.clear();
+  std::map<std::vector<prometheus::ClientMetric::Label>, size_t> known;
+  for (const prometheus::ClientMetric& metric : family.metric) {
+    const auto [found, is_new] =
+        known.emplace(metric.label, result.metric.size());
+    if (is_new) {
+      result.metric.push_back(metric);
+      continue;
+    }
+    prometheus::ClientMetric& first = result.metric[found->second];
+    first.counter.value += metric.counter.value;
+    first.gauge.value += metric.gauge.value;
+  }
+  return result;
 }
 
 }  // namespace
@@ -75,7 +96,9 @@ MetricFamilies::Family& MetricFamilies::Histogram(const std::string& name,
 std::string MetricFamilies::Text() const {
   std::vector<prometheus::MetricFamily> families;
   for (const Family& family : families_) {
-    if (!family.family_.metric.empty()) families.push_back(family.family_);
+    if (!family.family_.metric.empty()) {
+      families.push_back(WithoutTwins(family.family_));
+    }
   }
   return prometheus::TextSerializer().Serializer::Serialize(families);
 }

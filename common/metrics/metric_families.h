@@ -40,7 +40,8 @@ class MetricFamilies {
   Family& Gauge(const std::string& name, const std::string& help);
   Family& Histogram(const std::string& name, const std::string& help);
 
-  // Prometheus' text format 0.0.4. Families without a sample are left out.
+  // Prometheus' text format 0.0.4. Families without a sample are left out;
+  // counters and gauges of one family that have the same labels are added up.
   std::string Text() const;
 
  private:

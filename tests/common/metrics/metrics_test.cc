@@ -92,6 +92,23 @@ TEST(MetricFamiliesTest, TextAsPrometheusReadsIt) {
   EXPECT_EQ(SumOf(*parsed, "a_total"), 7);
 }
 
+TEST(MetricFamiliesTest, SamplesWithTheSameLabelsAreAddedUp) {
+  MetricFamilies families;
+  families.Counter("a_total", "Counts.")
+      .Add(1, {{"address", "h:1"}})
+      .Add(2, {{"address", "h:2"}})
+      .Add(4, {{"address", "h:1"}});
+  families.Gauge("b", "Is.").Add(3).Add(5);
+  EXPECT_EQ(families.Text(),
+            "# HELP a_total Counts.\n"
+            "# TYPE a_total counter\n"
+            "a_total{address=\"h:1\"} 5\n"
+            "a_total{address=\"h:2\"} 2\n"
+            "# HELP b Is.\n"
+            "# TYPE b gauge\n"
+            "b 8\n");
+}
+
 TEST(MetricFamiliesTest, LargeCountsKeepTheirDigits) {
   MetricFamilies families;
   families.Counter("a_total", "Counts.").Add(1234567890123456.0);
