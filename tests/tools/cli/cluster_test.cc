@@ -127,7 +127,7 @@ TEST_F(ClusterTest, ADeadRouterIsStartedAgain) {
 TEST_F(ClusterTest, KeysAreMadeDemandedAndRevoked) {
   const std::string keys = dir_.File("keys.json");
   const std::string key_file = dir_.File("alice.key");
-  Troupe add({"keys", "add", "alice", "--file", keys});
+  TroupeRun add({"keys", "add", "alice", "--file", keys});
   ASSERT_EQ(add.Wait(), 0) << add.errors();
   const std::string secret = add.output().substr(0, add.output().size() - 1);
   ASSERT_THAT(secret, StartsWith("trp-"));
@@ -135,23 +135,23 @@ TEST_F(ClusterTest, KeysAreMadeDemandedAndRevoked) {
   const auto cluster = Serve({"--experts", "1", "--api-keys", keys});
   std::vector<std::string> generate = {
       "generate", "Once", "--address", address_, "-q", "--max-tokens", "4"};
-  Troupe without(generate);
+  TroupeRun without(generate);
   EXPECT_EQ(without.Wait(), 1);
   EXPECT_THAT(without.errors(), HasSubstr("--api-key-file"));
   generate.insert(generate.end(), {"--api-key-file", key_file});
-  Troupe with(generate);
+  TroupeRun with(generate);
   EXPECT_EQ(with.Wait(), 0) << with.errors();
   // Statistics are for administrators.
-  Troupe stats({"stats", "--address", address_, "--api-key-file", key_file});
+  TroupeRun stats({"stats", "--address", address_, "--api-key-file", key_file});
   EXPECT_EQ(stats.Wait(), 1);
   EXPECT_THAT(stats.errors(), HasSubstr("role"));
-  Troupe list({"keys", "list", "--file", keys});
+  TroupeRun list({"keys", "list", "--file", keys});
   EXPECT_EQ(list.Wait(), 0) << list.errors();
   EXPECT_THAT(list.output(), HasSubstr("alice"));
-  Troupe revoke({"keys", "revoke", "alice", "--file", keys});
+  TroupeRun revoke({"keys", "revoke", "alice", "--file", keys});
   EXPECT_EQ(revoke.Wait(), 0) << revoke.errors();
   while (true) {
-    Troupe again(generate);
+    TroupeRun again(generate);
     if (again.Wait() == 0) continue;  // not yet looked at
     EXPECT_THAT(again.errors(), HasSubstr("is revoked"));
     break;
