@@ -28,6 +28,16 @@ namespace {
 
 constexpr absl::string_view kUnix = "unix:";
 
+// gRPC 1.51 shares one completion queue for callbacks among all servers and
+// channels of a process, and now and then aborts when it destroys it with the
+// last of them ("assertion failed: prior > 0"): at the end of a process, or
+// before its next server. So the first server that has ended stays.
+void KeepOne(std::unique_ptr<grpc::Server> server) {
+  // Takes the first; every other one ends with this function.
+  [[maybe_unused]] static auto* const kept =
+      new std::unique_ptr<grpc::Server>(std::move(server));
+}
+
 // gRPC replaces any socket file, also that of a living server: ask first.
 absl::Status PrepareUnixSocket(const std::string& path) {
   sockaddr_un address = {};
@@ -166,7 +176,7 @@ void RpcServer::Shutdown(milliseconds grace) {
   if (server_ == nullptr) return;
   server_->Shutdown(std::chrono::system_clock::now() + grace);
   server_->Wait();
-  server_ = nullptr;
+  KeepOne(std::move(server_));
 }
 
 void BlockTerminationSignals() {
