@@ -17,4 +17,6 @@ cat <<TEXT
 Next:
   build/release/bin/troupe serve models/demo          # and leave it running
   build/release/bin/troupe generate "One day, a dog"  # in another terminal
+  curl http://127.0.0.1:8080/v1/completions -H 'content-type: application/json' \\
+    -d '{"prompt": "One day, a dog", "max_tokens": 40}'
 TEXT

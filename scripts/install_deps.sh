@@ -16,7 +16,7 @@ packages=(
   libpcre2-dev     # regular expressions of tokenizer.json
   libutf8proc-dev  # Unicode normalization forms
   # tests
-  libgtest-dev libgmock-dev python3 python3-venv
+  libgtest-dev libgmock-dev openssl python3 python3-venv
 )
 
 missing=()
