@@ -182,12 +182,7 @@ absl::StatusOr<KeyLease> Admit(GatewayContext& context,
 }
 
 HttpResponse Refusal(const absl::Status& status) {
-  HttpResponse response =
-      ErrorResponse(ToApiError(status, RetryDelayOf(status)));
-  if (absl::IsUnauthenticated(status)) {
-    response.headers.push_back({"www-authenticate", "Bearer"});
-  }
-  return response;
+  return ErrorResponse(ToApiError(status, RetryDelayOf(status)));
 }
 
 // On the work queue: texts may be long. Counts as a request in progress.
